@@ -1,0 +1,1 @@
+"""The engines that can answer, and the choice among them."""

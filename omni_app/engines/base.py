@@ -1,0 +1,60 @@
+"""What every engine promises, and the registry to pick one from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from omni_app.conversation import Event, Kind, Message, ReplyOptions
+from omni_app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What an engine is and can do right now; cheap to read, so the page may ask every second."""
+
+    name: str
+    model: str
+    ready: bool
+    why: str
+    """One sentence: what it is doing, or why it is not ready, or what limits it on this machine."""
+    voices: tuple[str, ...] = ()
+    modalities: frozenset[Kind] = field(default_factory=lambda: frozenset[Kind]({"text"}))
+    """Kinds of input it understands."""
+    speaks: bool = True
+
+
+class Engine(Protocol):
+    """One model, or one house of models, that answers conversations.
+
+    Several replies may run at once. An engine's methods are all called on one event loop.
+    """
+
+    async def start(self) -> None:
+        """Load or connect, and warm up. Raises EngineUnavailable."""
+        ...
+
+    def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncIterator[Event]:
+        """Stream the answer to the last message. Closing the iterator (`aclose`) cancels the reply, and all work for
+        it stops within one second. Speech and text deltas interleave in the order they arrive.
+
+        Raises BadRequest, EngineUnavailable, EngineAtCapacity or EngineFailed; events before the error stay valid.
+        """
+        ...
+
+    def status(self) -> EngineStatus: ...
+
+    async def close(self) -> None:
+        """Release everything; safe to call twice, and on an engine that never started."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """An engine that can be chosen by name; `create` imports its module only when called."""
+
+    name: str
+    summary: str
+    needs: str
+    create: Callable[[Settings], Engine]

@@ -1,0 +1,48 @@
+"""What can go wrong, in words for the person in front of the page. `str(error)` is always fit to be shown."""
+
+from __future__ import annotations
+
+
+class OmniError(Exception):
+    """Base of every error that we raise on purpose. The message names the limit and the way out."""
+
+    status = 500
+    """The HTTP status the API answers with."""
+    kind = "server_error"
+    """The `type` of an OpenAI-style error body."""
+
+
+class BadRequest(OmniError):
+    """The request itself cannot be served: an unknown voice, an empty message, a text over the limit."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class MediaRejected(BadRequest):
+    """A file that we will not pass on: damaged, too large, too long, or not what it says it is."""
+
+
+class EngineUnavailable(OmniError):
+    """No engine can answer now: not started, could not be reached, or it died."""
+
+    status = 503
+    kind = "engine_unavailable"
+
+
+class EngineAtCapacity(OmniError):
+    """The engine answers as many visitors as it can; trying again later helps."""
+
+    status = 429
+    kind = "rate_limit_error"
+
+
+class EngineFailed(OmniError):
+    """The engine broke in the middle of an answer. What was said so far stays valid."""
+
+    status = 500
+    kind = "engine_error"
+
+
+class AssetUnavailable(EngineUnavailable):
+    """A model file is missing and could not be fetched."""

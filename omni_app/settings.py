@@ -1,0 +1,46 @@
+"""Every option once: field, environment variable `OMNI_<FIELD>`, command line flag `--<field>`, help and default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="OMNI_", cli_kebab_case=True, cli_implicit_flags=True, extra="ignore")
+
+    engine: str = Field("auto", description="Which engine answers: auto, builtin, vllm-omni.")
+    endpoint: str = Field("", description="Address of a running vllm-omni server, for example http://host:8091.")
+    api_key: SecretStr = Field(SecretStr(""), description="Key sent to that server as a bearer token.")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback opens the app to others.")
+    port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    share: bool = Field(False, description="Open a public Gradio share link.")
+    auth: SecretStr = Field(SecretStr(""), description="user:password that visitors must give; empty for none.")
+    serve_key: SecretStr = Field(SecretStr(""), description="Bearer token that callers of /v1 must send; empty for none.")
+
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("omni-app")),
+        description="Where conversations and their media are kept.",
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("omni-app")),
+        description="Where model files are kept.",
+    )
+
+    builtin_model: str = Field("", description="Another GGUF for the builtin engine: a path, or hf:owner/repo/file.gguf.")
+    builtin_speech: Literal["auto", "kokoro", "espeak"] = Field(
+        "auto", description="Speech of the builtin engine; auto takes Kokoro where it keeps up with real time."
+    )
+
+    max_text_chars: int = Field(20_000, ge=1, description="Longest message, in characters.")
+    max_upload_mb: int = Field(100, ge=1, description="Largest file, in megabytes.")
+    max_image_megapixels: int = Field(50, ge=1, description="Largest picture, in megapixels.")
+    max_audio_seconds: int = Field(600, ge=1, description="Longest sound, in seconds.")
+    max_video_seconds: int = Field(300, ge=1, description="Longest clip, in seconds.")
+    max_media_parts: int = Field(8, ge=1, description="Most files in one message.")
+    max_replies: int = Field(16, ge=1, description="Most answers made at one time; more are refused with a clear word.")
