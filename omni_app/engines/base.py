@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,7 +35,7 @@ class Engine(Protocol):
         """Load or connect, and warm up. Raises EngineUnavailable."""
         ...
 
-    def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncIterator[Event]:
+    def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
         """Stream the answer to the last message. Closing the iterator (`aclose`) cancels the reply, and all work for
         it stops within one second. Speech and text deltas interleave in the order they arrive.
 
