@@ -1,0 +1,251 @@
+"""The HTTP API for other programs: chat completions in vllm-omni's dialect, models, health and metrics.
+
+Made of plain Starlette routes, so that any application can carry them. No CORS header is ever sent and only JSON bodies
+are read: a web page of somebody else cannot use the API through a visitor's browser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from omni_app import wire
+from omni_app.access import Guard, Unauthorized, read_json, while_connected
+from omni_app.conversation import Event, Message, Part, ReplyEnd, ReplyOptions
+from omni_app.engines.base import EngineStatus
+from omni_app.errors import BadRequest, EngineFailed, MediaRejected, OmniError
+from omni_app.media import Limits, check_count, check_text, ingest_data_url
+from omni_app.meter import ReplyMeter
+from omni_app.metrics import Metrics, outcome_of
+from omni_app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+OVERHEAD = 1.4
+"""Bytes of JSON for a byte of media: base64 makes 4 of 3, the rest is room for what is around it."""
+TEXT_ROOM = 4 * 2**20
+"""Bytes of a request for everything that is not media."""
+INSTEAD = (
+    'Text and speech both come from POST /v1/chat/completions, with "modalities": ["text", "audio"]; '
+    "GET /v1/models lists what answers."
+)
+ANY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class NotOffered(BadRequest):
+    """There is no such model or address here."""
+
+    status = 404
+    kind = "not_found_error"
+
+
+class Replies(Protocol):
+    """What the API needs of the one who owns the engine."""
+
+    def status(self) -> EngineStatus: ...
+
+    def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]: ...
+
+
+def routes(runner: Replies, settings: Settings, limits: Limits) -> list[BaseRoute]:
+    """The API's routes, in the order in which they must be tried. `/health` alone asks for no key."""
+    api = _Api(runner, limits, Guard(settings), Metrics())
+    return [
+        Route("/v1/chat/completions", _Asgi(api.chat), methods=["POST"]),
+        Route("/v1/models", api.models, methods=["GET"]),
+        Route("/v1/{rest:path}", api.not_offered, methods=ANY_METHOD),
+        Route("/health", api.health, methods=["GET"]),
+        Route("/metrics", api.metrics, methods=["GET"]),
+    ]
+
+
+class _Asgi:
+    """Starlette hands a request's raw channel only to objects, not to functions."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class _Api:
+    def __init__(self, runner: Replies, limits: Limits, guard: Guard, metrics: Metrics) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._guard = guard
+        self._metrics = metrics
+        self._most_bytes = int(limits.max_bytes * OVERHEAD * limits.max_media_parts) + TEXT_ROOM
+
+    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            with self._metrics.refusals():
+                self._guard.check(request)
+                asked = self._checked(wire.parse_request(await read_json(request, self._most_bytes)))
+        except OmniError as error:
+            await _failure(error)(scope, receive, send)
+        except ClientDisconnect:
+            log.info("a caller left while sending a request")
+        else:
+            await while_connected(receive, lambda: self._answer(asked, scope, receive, send))
+
+    async def _answer(self, asked: wire.ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with _folder() as folder:
+                messages = await self._messages(asked, folder)
+                async with contextlib.aclosing(self._measured(messages, asked.options)) as events:
+                    if asked.stream:
+                        await self._stream(asked, events, send)
+                    else:
+                        body = wire.completion_body([event async for event in events], asked, self._model)
+                        await _json(body)(scope, receive, send)
+        except OmniError as error:
+            await _failure(error)(scope, receive, send)
+
+    async def _stream(self, asked: wire.ChatRequest, events: AsyncGenerator[Event, None], send: Send) -> None:
+        """Raises what fails before the first event, so that it gets its own HTTP status."""
+        encoder, begun = wire.ReplyEncoder(asked, self._model), False
+        try:
+            async for event in events:
+                if not begun:
+                    begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                await send({"type": "http.response.body", "body": encoder.encode(event), "more_body": True})
+        except OmniError as error:
+            if not begun:
+                raise
+            await send({"type": "http.response.body", "body": encoder.error(error), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _measured(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
+        meter, outcome = ReplyMeter(), "cancelled"
+        with self._metrics.running.track_inprogress():
+            try:
+                async with contextlib.aclosing(self._runner.reply(messages, options)) as events:
+                    async for event in events:
+                        meter.observe(event)
+                        outcome = "ok" if event == ReplyEnd() or event == ReplyEnd("length") else outcome
+                        yield event
+            except OmniError as error:
+                outcome = outcome_of(error)
+                raise
+            except Exception as error:
+                outcome = "failed"
+                log.exception("a reply failed in a way that the engine did not foresee")
+                raise EngineFailed("The answer failed for a reason that the log of the server tells.") from error
+            finally:
+                self._metrics.record(outcome, meter.figures())
+
+    def _checked(self, asked: wire.ChatRequest) -> wire.ChatRequest:
+        status = self._runner.status()
+        names = list(dict.fromkeys((status.model, status.name, "default")))
+        if asked.model and asked.model not in names:
+            known = ", ".join(f'"{name}"' for name in names if name)
+            raise NotOffered(f'The model "{asked.model[:100]}" is not served here. Served: {known}.')
+        if asked.options.speech and not asked.text and not status.speaks:
+            raise BadRequest('This engine does not speak. Ask with "modalities": ["text"].')
+        for spec in asked.messages:
+            check_count(sum(isinstance(part, wire.MediaRef) for part in spec.parts), self._limits)
+            check_text("\n".join(part for part in spec.parts if isinstance(part, str)), self._limits)
+        options = dataclasses.replace(asked.options, voice=_voice(asked.options.voice, status.voices))
+        return dataclasses.replace(asked, options=options)
+
+    async def _messages(self, asked: wire.ChatRequest, folder: Path) -> list[Message]:
+        with self._metrics.refusals():
+            return [
+                Message(spec.role, tuple([await self._part(part, folder) for part in spec.parts]))
+                for spec in asked.messages
+            ]
+
+    async def _part(self, given: str | wire.MediaRef, folder: Path) -> Part:
+        if isinstance(given, str):
+            return Part("text", given)
+        part = await ingest_data_url(given.url, into=folder, limits=self._limits, name=given.kind)
+        if part.kind != given.kind:
+            raise MediaRejected(f"A part that was sent as {given.kind} holds {part.kind}. Send it as {part.kind}_url.")
+        return part
+
+    @property
+    def _model(self) -> str:
+        status = self._runner.status()
+        return status.model or status.name
+
+    async def models(self, request: Request) -> Response:
+        """OpenAI's list, with what else a client of ours wants to know."""
+        status = self._runner.status()
+        entry = {
+            "id": self._model, "object": "model", "created": int(time.time()), "owned_by": status.name,
+            "voices": list(status.voices), "modalities": sorted(status.modalities), "speaks": status.speaks,
+        }  # fmt: skip
+        return self._guarded(request, lambda: _json({"object": "list", "data": [entry]}))
+
+    async def metrics(self, request: Request) -> Response:
+        page = partial(generate_latest, self._metrics.registry)
+        return self._guarded(request, lambda: Response(page(), headers={"content-type": CONTENT_TYPE_LATEST}))
+
+    def _guarded(self, request: Request, answer: Callable[[], Response]) -> Response:
+        try:
+            self._guard.check(request)
+        except Unauthorized as error:
+            return _failure(error)
+        return answer()
+
+    async def health(self, request: Request) -> Response:
+        status = self._runner.status()
+        if status.ready:
+            return _json({"status": "healthy"})
+        return _json({"status": "unhealthy", "why": status.why}, 503)
+
+    async def not_offered(self, request: Request) -> Response:
+        asked = f"{request.method} {request.url.path[:100]}"
+        return _failure(NotOffered(f"{asked} is not offered here. {INSTEAD}"))
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for the media of one request, gone with it."""
+    try:
+        folder = TemporaryDirectory(prefix="omni-request-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OmniError("This server cannot keep files at the moment; its disk may be full.") from error
+    with folder:
+        yield Path(folder.name)
+
+
+def _voice(asked: str | None, voices: Sequence[str]) -> str | None:
+    """The engine's own spelling of a voice. Raises BadRequest."""
+    if asked is None or not voices:
+        return asked
+    for voice in voices:
+        if voice.lower() == asked.lower():
+            return voice
+    raise BadRequest(f'There is no voice "{asked[:50]}" here. There are: {", ".join(voices)}.')
+
+
+def _json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(body), status, headers, media_type="application/json")
+
+
+def _failure(error: OmniError) -> Response:
+    headers = {"www-authenticate": error.scheme} if isinstance(error, Unauthorized) else {}
+    return _json(wire.error_body(error), error.status, headers)
