@@ -16,12 +16,17 @@ class Settings(BaseSettings):
     engine: str = Field("auto", description="Which engine answers: auto, builtin, vllm-omni.")
     endpoint: str = Field("", description="Address of a running vllm-omni server, for example http://host:8091.")
     api_key: SecretStr = Field(SecretStr(""), description="Key sent to that server as a bearer token.")
+    silence_seconds: float = Field(
+        60, gt=0, description="How long that server may send nothing in the middle of an answer, in seconds."
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback opens the app to others.")
     port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     share: bool = Field(False, description="Open a public Gradio share link.")
     auth: SecretStr = Field(SecretStr(""), description="user:password that visitors must give; empty for none.")
-    serve_key: SecretStr = Field(SecretStr(""), description="Bearer token that callers of /v1 must send; empty for none.")
+    serve_key: SecretStr = Field(
+        SecretStr(""), description="Bearer token that callers of /v1 must send; empty for none."
+    )
 
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("omni-app")),
@@ -32,7 +37,9 @@ class Settings(BaseSettings):
         description="Where model files are kept.",
     )
 
-    builtin_model: str = Field("", description="Another GGUF for the builtin engine: a path, or hf:owner/repo/file.gguf.")
+    builtin_model: str = Field(
+        "", description="Another GGUF for the builtin engine: a path, or hf:owner/repo/file.gguf."
+    )
     builtin_speech: Literal["auto", "kokoro", "espeak"] = Field(
         "auto", description="Speech of the builtin engine; auto takes Kokoro where it keeps up with real time."
     )
