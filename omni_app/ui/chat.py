@@ -1,0 +1,331 @@
+"""What happens when a visitor does something. Handlers yield `{widget name: update}`; `page.py` has the widgets."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import html
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import gradio as gr
+
+from omni_app.conversation import Part, ReplyOptions
+from omni_app.errors import BadRequest
+from omni_app.media import Limits, check_text, ingest
+from omni_app.runner import Runner
+from omni_app.ui import render
+from omni_app.ui.live import LiveReply, Replies
+from omni_app.ui.speech import Utterances
+from omni_app.ui.store import Conversation, Store, Turn
+from omni_app.ui.visitor import name_of
+
+Update = dict[str, Any]
+Updates = AsyncGenerator[Update, None]
+
+FASTEST_UPDATE_SECONDS = 0.2
+LEFT_ALONE_SECONDS = 20.0
+SILENCE: Update = {"run": "", "busy": False, "speech": False}
+AUTOMATIC = "automatic"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The settings panel, in the order its widgets are passed to a handler."""
+
+    speech: bool
+    voice: str
+    max_tokens: int
+    temperature: float
+    system_prompt: str
+
+    def options(self) -> ReplyOptions:
+        return ReplyOptions(
+            speech=self.speech,
+            voice=None if self.voice in ("", AUTOMATIC) else self.voice,
+            max_tokens=int(self.max_tokens),
+            temperature=float(self.temperature),
+        )
+
+
+class Chat:
+    """The conversations of every visitor over one engine."""
+
+    def __init__(self, runner: Runner, store: Store, replies: Replies, utterances: Utterances, limits: Limits) -> None:
+        self._runner = runner
+        self._store = store
+        self._replies = replies
+        self._utterances = utterances
+        self._limits = limits
+        self._views: dict[str, tuple[str, str]] = {}
+        """Which conversation of which visitor each open tab shows."""
+
+    async def send(self, request: gr.Request, box: dict[str, Any], key: str, *wishes: Any) -> Updates:
+        """A typed message with its files. What cannot be taken is refused with its reason and stays in the box."""
+        conversation = self._opened(request, key)
+        text = str(box.get("text") or "").strip()
+        try:
+            check_text(text, self._limits)
+            media = await self._ingest([Path(path) for path in box.get("files") or []], conversation)
+        except BadRequest as error:
+            _warn(error)
+            return
+        if not text and not media:
+            return
+        async for update in self._turn(
+            conversation, Turn("user", text, media), Wishes(*wishes), request, keep_box=False
+        ):
+            yield update
+
+    async def spoken(self, request: gr.Request, event: gr.EventData, key: str, *wishes: Any) -> Updates:
+        """A recorded utterance, which the page has posted before it triggered this."""
+        conversation = self._opened(request, key)
+        try:
+            part = self._utterances.take(conversation.visitor, str(event.id))
+        except BadRequest as error:
+            _warn(error)
+            return
+        part = _moved(part, conversation.media_folder)
+        async for update in self._turn(conversation, Turn("user", media=[part]), Wishes(*wishes), request):
+            yield update
+
+    async def retry(self, request: gr.Request, key: str, *wishes: Any) -> Updates:
+        conversation = self._opened(request, key)
+        await self._stop(conversation)
+        while conversation.turns and conversation.turns[-1].role == "assistant":
+            conversation.turns.pop()
+        if conversation.turns:
+            async for update in self._answer(conversation, Wishes(*wishes), request):
+                yield update
+
+    async def edit(self, request: gr.Request, event: gr.EditData, key: str, *wishes: Any) -> Updates:
+        """Say an earlier message differently: what came after it goes, its files stay."""
+        conversation = self._opened(request, key)
+        index = event.index if isinstance(event.index, int) else event.index[0]
+        text = render.typed(str(event.value)).strip()
+        try:
+            check_text(text, self._limits)
+        except BadRequest as error:
+            _warn(error)
+            yield {"chat": self._rendered(conversation)}
+            return
+        await self._stop(conversation)
+        if not 0 <= index < len(conversation.turns) or conversation.turns[index].role != "user":
+            return
+        media = conversation.turns[index].media
+        del conversation.turns[index:]
+        async for update in self._turn(conversation, Turn("user", text, media), Wishes(*wishes), request):
+            yield update
+
+    async def undo(self, request: gr.Request, key: str) -> Update:
+        """Take the last message back into the box, with its files."""
+        conversation = self._opened(request, key)
+        await self._stop(conversation)
+        while conversation.turns and conversation.turns[-1].role == "assistant":
+            conversation.turns.pop()
+        if not conversation.turns:
+            return {"chat": []}
+        turn = conversation.turns.pop()
+        self._store.save(conversation)
+        files = [str(part.path) for part in turn.media if part.path and part.path.exists()]
+        return {"chat": self._rendered(conversation), "box": {"text": turn.text, "files": files}, "voice": SILENCE}
+
+    async def halt(self, request: gr.Request, key: str) -> None:
+        await self._stop(self._opened(request, key))
+
+    async def clear(self, request: gr.Request, key: str) -> Update:
+        conversation = self._opened(request, key)
+        await self._stop(conversation)
+        conversation.turns.clear()
+        self._store.save(conversation)
+        return {"chat": [], "voice": SILENCE, "history": self._listed(request)}
+
+    async def like(self, request: gr.Request, event: gr.LikeData, key: str) -> None:
+        conversation = self._opened(request, key)
+        index = event.index if isinstance(event.index, int) else event.index[0]
+        if 0 <= index < len(conversation.turns):
+            liked = event.liked
+            conversation.turns[index].liked = None if liked == "" else bool(liked)
+            self._store.save(conversation)
+
+    async def delete(self, request: gr.Request, key: str) -> Update:
+        conversation = self._opened(request, key)
+        await self._stop(conversation)
+        self._store.delete(conversation)
+        return self.fresh(request)
+
+    def fresh(self, request: gr.Request) -> Update:
+        """An empty conversation; the one that was open goes on being answered."""
+        conversation = self._store.new(self._visitor(request))
+        self._show(request, conversation)
+        return {
+            "key": conversation.id,
+            "last": conversation.id,
+            "chat": [],
+            "voice": SILENCE,
+            "history": self._listed(request),
+            "title": gr.update(value="", visible=False),
+        }
+
+    async def open(self, request: gr.Request, key: str) -> Updates:
+        """Show a conversation, and go on showing the answer that is being made in it."""
+        visitor = self._visitor(request)
+        conversation = self._store.get(visitor, key)
+        if conversation is None:
+            yield self.fresh(request)
+            return
+        self._show(request, conversation)
+        live = self._replies.current(visitor, conversation.id)
+        yield {
+            "key": conversation.id,
+            "last": conversation.id,
+            "chat": self._rendered(conversation, live),
+            "voice": SILENCE | {"busy": live is not None},
+            "history": self._listed(request, conversation.id),
+            "title": gr.update(value=conversation.title, visible=bool(conversation.turns)),
+        }
+        if live is not None:
+            async for update in self._follow(conversation, live, request):
+                yield update
+
+    def rename(self, request: gr.Request, key: str, title: str) -> Update:
+        conversation = self._opened(request, key)
+        conversation.title = " ".join(title.split())[:60] or conversation.title
+        self._store.save(conversation)
+        return {"history": self._listed(request, conversation.id)}
+
+    def search(self, request: gr.Request, query: str) -> Update:
+        return {"history": self._listed(request, query=query)}
+
+    async def left(self, request: gr.Request) -> None:
+        """A tab was closed: if nobody of that visitor comes back soon, its answers are not worth the engine's time."""
+        view = self._views.pop(request.session_hash or "", None)
+        if view is not None:
+            asyncio.get_running_loop().call_later(LEFT_ALONE_SECONDS, self._abandon, view[0])
+
+    def _abandon(self, visitor: str) -> None:
+        if all(owner != visitor for owner, _ in self._views.values()):
+            for reply in self._replies.of(visitor):
+                reply.abandon()
+
+    async def _turn(
+        self, conversation: Conversation, turn: Turn, wishes: Wishes, request: gr.Request, keep_box: bool = True
+    ) -> Updates:
+        await self._stop(conversation)
+        conversation.turns.append(turn)
+        if problem := self._store.save(conversation):
+            gr.Warning(problem)
+        first: Update = {"key": conversation.id, "last": conversation.id}
+        yield first if keep_box else first | {"box": {"text": "", "files": []}}
+        async for update in self._answer(conversation, wishes, request):
+            yield update
+
+    async def _answer(self, conversation: Conversation, wishes: Wishes, request: gr.Request) -> Updates:
+        reply = LiveReply(conversation.visitor, conversation.id, _speech_file(conversation))
+        self._replies.add(reply)
+        messages = conversation.messages(wishes.system_prompt or "")
+        reply.start(self._runner.reply, messages, wishes.options(), lambda ended: self._keep(conversation, ended))
+        yield {
+            "chat": self._rendered(conversation, reply),
+            "voice": {"run": reply.run if wishes.speech else "", "busy": True, "speech": wishes.speech},
+        }
+        async for update in self._follow(conversation, reply, request):
+            yield update
+
+    async def _follow(self, conversation: Conversation, reply: LiveReply, request: gr.Request) -> Updates:
+        """Samples the reply's text, never faster than the page can show it; the reply itself does not wait for us."""
+        pause, seen = FASTEST_UPDATE_SECONDS, ("", "")
+        while not reply.done:
+            await reply.wait(1.0)
+            if not self._shows(request, conversation):
+                return
+            if not reply.done and (now := (reply.text, reply.heard)) != seen:
+                seen, began = now, time.perf_counter()
+                yield {"chat": self._rendered(conversation, reply)}
+                pause = max(FASTEST_UPDATE_SECONDS, 2 * (time.perf_counter() - began))
+                await asyncio.sleep(pause)
+        if self._shows(request, conversation):
+            yield {
+                "chat": self._rendered(conversation),
+                "voice": gr.skip() if self._replies.current(conversation.visitor, conversation.id) else _ended(reply),
+                "history": self._listed(request, conversation.id),
+                "title": gr.update(value=conversation.title, visible=True),
+            }
+
+    def _keep(self, conversation: Conversation, reply: LiveReply) -> None:
+        """The reply has ended, watched or not: what it said becomes a turn."""
+        if reply.heard and conversation.turns:
+            conversation.turns[-1].heard = reply.heard
+        note = reply.note or ("Stopped before the first word." if reply.stopped and not reply.text else "")
+        speech = reply.speech_file if reply.has_speech else None
+        conversation.turns.append(Turn("assistant", reply.text, speech=speech, figures=reply.figures, note=note))
+        self._store.save(conversation)
+        self._replies.release(reply)
+
+    async def _stop(self, conversation: Conversation) -> None:
+        if (reply := self._replies.current(conversation.visitor, conversation.id)) is not None:
+            await reply.stop()
+
+    async def _ingest(self, files: Sequence[Path], conversation: Conversation) -> list[Part]:
+        if len(files) > self._limits.max_media_parts:
+            raise BadRequest(
+                f"A message takes at most {self._limits.max_media_parts} files; this one has {len(files)}."
+            )
+        kept: list[Part] = []
+        try:
+            for path in files:
+                part = await ingest(path, name=path.name, into=conversation.media_folder, limits=self._limits)
+                kept.append(part)
+        except BadRequest:
+            for part in kept:
+                cast(Path, part.path).unlink(missing_ok=True)
+            raise
+        return kept
+
+    def _visitor(self, request: gr.Request) -> str:
+        visitor = name_of(request.cookies)
+        if not visitor:
+            raise gr.Error("This page needs its cookie to keep your conversations apart. Please allow it and reload.")
+        return visitor
+
+    def _opened(self, request: gr.Request, key: str) -> Conversation:
+        visitor = self._visitor(request)
+        conversation = self._store.get(visitor, key) or self._store.new(visitor)
+        self._show(request, conversation)
+        return conversation
+
+    def _show(self, request: gr.Request, conversation: Conversation) -> None:
+        self._views[request.session_hash or ""] = (conversation.visitor, conversation.id)
+
+    def _shows(self, request: gr.Request, conversation: Conversation) -> bool:
+        return self._views.get(request.session_hash or "") == (conversation.visitor, conversation.id)
+
+    def _rendered(self, conversation: Conversation, live: LiveReply | None = None) -> Any:
+        messages = render.conversation(conversation.turns, live)
+        return gr.update(value=messages, feedback_value=render.likes(conversation.turns))
+
+    def _listed(self, request: gr.Request, chosen: str | None = None, query: str = "") -> Any:
+        found = self._store.all(self._visitor(request), query)
+        choices = [(conversation.title, conversation.id) for conversation in found]
+        return gr.update(choices=choices, value=chosen if any(key == chosen for _, key in choices) else None)
+
+
+def _ended(reply: LiveReply) -> Update:
+    return {"run": "" if reply.stopped else reply.run, "busy": False, "speech": reply.has_speech}
+
+
+def _speech_file(conversation: Conversation) -> Path:
+    return conversation.media_folder / f"answer-{secrets.token_hex(8)}.wav"
+
+
+def _moved(part: Part, folder: Path) -> Part:
+    path = cast(Path, part.path)
+    return dataclasses.replace(part, path=path.rename(folder / path.name))
+
+
+def _warn(error: Exception) -> None:
+    gr.Warning(html.escape(str(error)), duration=20)

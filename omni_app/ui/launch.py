@@ -1,0 +1,93 @@
+"""From settings to a running server: engine, page, API and routes on one port."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from omni_app import api, engines
+from omni_app.media import Limits
+from omni_app.runner import Runner
+from omni_app.settings import Settings
+from omni_app.ui import export, speech
+from omni_app.ui.chat import Chat
+from omni_app.ui.live import Replies
+from omni_app.ui.page import STATIC, Page
+from omni_app.ui.store import Store
+from omni_app.ui.visitor import VisitorMiddleware
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MOST_EVENTS_AT_ONCE = 120
+
+
+def launch(settings: Settings) -> None:
+    """Choose the engine, start everything, and return when the server is stopped."""
+    spec, because = engines.choose(settings)
+    demo, url = serve(settings, Runner(spec.create(settings), because, settings.max_replies))
+    print(f"Omni is at {url} (engine {spec.name}: {because})", flush=True)
+    demo.block_thread()
+
+
+def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
+    """Start the server with this runner; returns the page and its address while it runs in threads of its own."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    demo, routes = assemble(settings, runner)
+    _warn_of_exposure(settings)
+    _, url, _ = demo.queue(max_size=4 * settings.max_replies).launch(
+        server_name=settings.host, server_port=settings.port or None, share=settings.share,
+        auth=_credentials(settings), max_threads=MOST_EVENTS_AT_ONCE, max_file_size=settings.max_upload_mb * 10**6,
+        allowed_paths=[str(settings.data_dir)], run_history=False, ssr_mode=False, mcp_server=True, quiet=True,
+        footer_links=["api", "settings"], theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
+        css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True,
+        app_kwargs={"routes": routes, "lifespan": _lifespan(runner), "middleware": _middleware(settings)},
+    )  # fmt: skip
+    return demo, url
+
+
+def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
+    """The page and every route of ours, wired to one engine."""
+    limits, replies, store = Limits.of(settings), Replies(), Store(settings.data_dir)
+    utterances = speech.Utterances(settings.data_dir / "utterances", limits)
+    chat = Chat(runner, store, replies, utterances, limits)
+    demo = Page(chat, runner, settings).build()
+    routes = [
+        *api.routes(runner, settings, limits),
+        *speech.routes(replies, utterances, limits),
+        *export.routes(store),
+    ]
+    return demo, routes
+
+
+def _lifespan(runner: Runner) -> Any:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        runner.start()
+        yield
+        await runner.close()
+
+    return lifespan
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    return [Middleware(VisitorMiddleware, private=settings.data_dir)]
+
+
+def _credentials(settings: Settings) -> tuple[str, str] | None:
+    user, colon, password = settings.auth.get_secret_value().partition(":")
+    return (user, password) if colon else None
+
+
+def _warn_of_exposure(settings: Settings) -> None:
+    if (settings.share or settings.host not in LOOPBACK) and not settings.auth.get_secret_value():
+        log.warning(
+            "Everyone who can reach this address can use the chat, the API at /v1 and the tools at /gradio_api/mcp, "
+            "and with them this machine's processor and disk. Set OMNI_AUTH=user:password to ask for a login."
+        )

@@ -1,0 +1,197 @@
+"""The page: which widgets there are, where they sit, and which handler each event calls."""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from omni_app.runner import Runner
+from omni_app.settings import Settings
+from omni_app.ui import examples
+from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat
+
+STATIC = Path(__file__).parent / "static"
+BROWSER_SECRET = "omni-app"  # obfuscates what the browser keeps; only settings and ids are kept there
+CONVERSATION = ("key", "last", "chat", "voice", "history", "title", "box")
+"""The widgets that a handler of `Chat` may update."""
+STATUS = ("header", "timer", "voice_name")
+WISHES = {"speech": True, "voice_name": AUTOMATIC, "max_tokens": 512, "temperature": 0.4, "system": ""}
+CONFIRM_DELETE = """(key) => {
+  if (!confirm('Delete this conversation and its files?')) throw new Error('kept');
+  return [key];
+}"""
+EXPORT = "(key) => { if (key) location.href = 'gradio_api/export/' + key; }"
+LATEX: list[dict[str, str | bool]] = [
+    {"left": left, "right": right, "display": display}
+    for left, right, display in [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False)]
+]
+
+
+class Page:
+    """The widgets by name, so that handlers can speak of them without holding them."""
+
+    def __init__(self, chat: Chat, runner: Runner, settings: Settings) -> None:
+        self._chat = chat
+        self._runner = runner
+        self._settings = settings
+        self._widgets: dict[str, Any] = {}
+
+    def build(self) -> gr.Blocks:
+        demo: gr.Blocks
+        with gr.Blocks(
+            title="Omni: talk to Qwen3-Omni", fill_height=True, fill_width=True, analytics_enabled=False,
+            delete_cache=(3600, 86400),
+        ) as demo:  # fmt: skip
+            self._sidebar()
+            self._conversation()
+            self._chat_events(demo)
+            self._settings_events(demo)
+            self._status_events(demo)
+        return demo
+
+    def _sidebar(self) -> None:
+        add = self._widgets
+        with gr.Sidebar(label="Conversations", width=300):
+            add["new"] = gr.Button("New conversation", variant="primary", elem_id="new")
+            add["query"] = gr.Textbox(
+                placeholder="Search", label="Search conversations", show_label=False, container=False
+            )
+            add["history"] = gr.Radio([], label="Conversations", elem_id="history", show_label=False, container=False)
+            add["title"] = gr.Textbox(label="Title", visible=False, max_length=60, elem_id="title")
+            with gr.Row(elem_id="keep"):
+                add["export"] = gr.Button("Export", size="sm", elem_id="export", min_width=80)
+                add["delete"] = gr.Button("Delete", size="sm", variant="stop", elem_id="delete", min_width=80)
+            with gr.Accordion("Settings", open=False, elem_id="settings"):
+                self._wishes()
+
+    def _wishes(self) -> None:
+        add = self._widgets
+        add["speech"] = gr.Checkbox(WISHES["speech"], label="Speak answers")
+        add["voice_name"] = gr.Dropdown(
+            [AUTOMATIC], value=WISHES["voice_name"], label="Voice", allow_custom_value=False
+        )
+        add["max_tokens"] = gr.Slider(32, 2048, value=WISHES["max_tokens"], step=32, label="Longest answer (tokens)")
+        add["temperature"] = gr.Slider(0.0, 1.5, value=WISHES["temperature"], step=0.1, label="Temperature")
+        add["system"] = gr.Textbox(
+            WISHES["system"], label="System prompt", lines=3, placeholder="Who should answer, and how"
+        )
+
+    def _conversation(self) -> None:
+        add = self._widgets
+        add["key"] = gr.State("")
+        add["last"] = gr.BrowserState("", storage_key="omni-last", secret=BROWSER_SECRET)
+        add["header"] = gr.HTML(self._header(), elem_id="header")
+        add["chat"] = gr.Chatbot(
+            show_label=False, label="Conversation", elem_id="chat", height="calc(100dvh - 320px)", min_height=240,
+            editable="user", group_consecutive_messages=False, buttons=["copy", "copy_all"], layout="bubble",
+            allow_tags=False, latex_delimiters=LATEX, placeholder=examples.WELCOME, examples=examples.cards(),
+            feedback_options=("Like", "Dislike"),
+        )  # fmt: skip
+        add["voice"] = gr.HTML(
+            value=SILENCE,
+            html_template=(STATIC / "voice.html").read_text(),
+            js_on_load=_script(),
+            elem_id="voice",
+            padding=False,
+        )
+        add["box"] = gr.MultimodalTextbox(
+            file_types=["image", "audio", "video"], file_count="multiple", sources=["upload", "microphone"],
+            placeholder="Write, paste, drop or record", show_label=False, label="Message", autofocus=True,
+            max_plain_text_length=10**8, elem_id="box", lines=1, max_lines=8,
+        )  # fmt: skip
+
+    def _chat_events(self, demo: gr.Blocks) -> None:
+        w, chat = self._widgets, self._chat
+        wishes = [w["key"], *(w[name] for name in WISHES)]
+        answers = {"concurrency_limit": None, "trigger_mode": "multiple"}
+        self._on(w["box"].submit, chat.send, [w["box"], *wishes], **answers)
+        self._on(w["voice"].turn, chat.spoken, wishes, **answers)
+        self._on(w["chat"].retry, chat.retry, wishes, **answers)
+        self._on(w["chat"].edit, chat.edit, wishes, **answers)
+        self._on(w["chat"].example_select, examples.chosen(chat), wishes, **answers)
+        self._on(w["history"].input, chat.open, [w["history"]], **answers)
+        self._on(demo.load, chat.open, [w["last"]], **answers)
+        self._on(w["voice"].halt, chat.halt, [w["key"]])
+        self._on(w["chat"].undo, chat.undo, [w["key"]])
+        self._on(w["chat"].clear, chat.clear, [w["key"]])
+        self._on(w["chat"].like, chat.like, [w["key"]])
+        self._on(w["new"].click, chat.fresh)
+        self._on(w["query"].change, chat.search, [w["query"]])
+        self._on(w["title"].submit, chat.rename, [w["key"], w["title"]])
+        self._on(
+            w["delete"].click, chat.delete, [w["key"]],
+            js=CONFIRM_DELETE,
+        )  # fmt: skip
+        w["export"].click(None, [w["last"]], None, js=EXPORT)
+        demo.unload(chat.left)
+
+    def _settings_events(self, demo: gr.Blocks) -> None:
+        """The settings live in the browser and come back with the page."""
+        fields = [self._widgets[name] for name in WISHES]
+        kept = gr.BrowserState(WISHES, storage_key="omni-settings", secret=BROWSER_SECRET)
+        quietly: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        for field in fields:
+            field.input(lambda *values: dict(zip(WISHES, values, strict=True)), fields, kept, **quietly)
+        demo.load(lambda values: list((WISHES | (values or {})).values()), [kept], fields, **quietly)
+
+    def _status_events(self, demo: gr.Blocks) -> None:
+        w = self._widgets
+        w["timer"] = gr.Timer(1.0)
+        self._on(w["timer"].tick, self._refresh, outputs=STATUS, queue=False)
+        self._on(demo.load, self._refresh, outputs=STATUS, queue=False)
+
+    def _refresh(self) -> dict[str, Any]:
+        status = self._runner.status()
+        voices = gr.update(choices=[AUTOMATIC, *status.voices]) if status.ready else gr.skip()
+        return {"header": self._header(), "timer": gr.Timer(active=not status.ready), "voice_name": voices}
+
+    def _header(self) -> str:
+        status = self._runner.status()
+        state = "ready" if status.ready else "waiting"
+        model, why = html.escape(status.model), html.escape(status.why)
+        because = html.escape(self._runner.chosen_because)
+        name = html.escape(status.name)
+        chip = f'<span class="engine {state}"><b>{name}</b> {model}</span>'
+        return f'<div class="header"><h1>Omni</h1>{chip}<p>{because} {why}</p></div>'
+
+    def _on(
+        self, event: Callable[..., Any], handler: Callable[..., Any], inputs: Any = None,
+        outputs: tuple[str, ...] = CONVERSATION, **options: Any,
+    ) -> None:  # fmt: skip
+        widgets = [self._widgets[name] for name in outputs]
+        common = {"show_progress": "hidden", "api_visibility": "private"}
+        event(self._bound(handler, outputs), inputs, widgets, **common | options)
+
+    def _bound(self, handler: Callable[..., Any], outputs: tuple[str, ...]) -> Callable[..., Any]:
+        """The handler with its `{name: update}` turned into `{widget: update}`."""
+        if inspect.isasyncgenfunction(handler):
+
+            @functools.wraps(handler)
+            async def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+                # A generator that yields nothing would empty all its outputs.
+                yield self._by_widget(None, outputs)
+                async for update in handler(*args, **kwargs):
+                    yield self._by_widget(update, outputs)
+
+            return stream
+
+        @functools.wraps(handler)
+        async def once(*args: Any, **kwargs: Any) -> Any:
+            result = handler(*args, **kwargs)
+            return self._by_widget(await result if inspect.isawaitable(result) else result, outputs)
+
+        return once
+
+    def _by_widget(self, update: dict[str, Any] | None, outputs: tuple[str, ...]) -> dict[Any, Any]:
+        # Gradio takes an empty dictionary for a missing one, so "nothing to change" is said about one widget.
+        return {self._widgets[name]: value for name, value in (update or {outputs[0]: gr.skip()}).items()}
+
+
+def _script() -> str:
+    return "\n".join((STATIC / name).read_text() for name in ("player.js", "recorder.js", "voice.js"))

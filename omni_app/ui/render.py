@@ -1,0 +1,66 @@
+"""Turns -> the messages of a Gradio Chatbot, one message per turn so that indexes agree."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+from omni_app.ui.live import LiveReply
+from omni_app.ui.store import Turn
+
+THINKING = "…"
+# Fenced blocks and code spans show their content as it is; everywhere else a tag would be swallowed by the sanitizer.
+_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`)", re.DOTALL)
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_ESCAPED = re.compile(r"\\<(?=[A-Za-z/!?])")
+
+
+def shown(text: str) -> str:
+    """Markdown in which HTML is text to be read: `<b>` appears as `<b>`."""
+    pieces = _CODE.split(text)
+    return "".join(piece if number % 2 else _TAG.sub(r"\\<", piece) for number, piece in enumerate(pieces))
+
+
+def typed(text: str) -> str:
+    """The inverse of `shown`, for text that comes back from the page's own editor."""
+    pieces = _CODE.split(text)
+    return "".join(piece if number % 2 else _ESCAPED.sub("<", piece) for number, piece in enumerate(pieces))
+
+
+def conversation(turns: list[Turn], live: LiveReply | None = None) -> list[dict[str, Any]]:
+    """The whole conversation; `live` is the reply being made, shown after the kept turns."""
+    messages = [_message(turn) for turn in turns]
+    if live is not None and not live.done:
+        if messages and live.heard and not turns[-1].heard:
+            messages[-1]["content"].append(_quiet("heard", f"heard: {live.heard}"))
+        messages.append({"role": "assistant", "content": [shown(live.text) or THINKING]})
+    return messages
+
+
+def likes(turns: list[Turn]) -> list[str | None]:
+    """One entry per assistant turn, as the Chatbot's `feedback_value` wants them."""
+    names = {True: "Like", False: "Dislike", None: None}
+    return [names[turn.liked] for turn in turns if turn.role == "assistant"]
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    content: list[Any] = [{"path": str(part.path)} for part in turn.media if part.path and part.path.exists()]
+    if missing := len(turn.media) - len(content):
+        content.append(_quiet("note", f"{missing} file(s) of this message are no longer on the disk."))
+    if turn.text:
+        content.append(shown(turn.text))
+    if turn.speech is not None and turn.speech.exists():
+        content.append({"path": str(turn.speech)})
+    if turn.heard:
+        content.append(_quiet("heard", f"heard: {turn.heard}"))
+    if turn.note:
+        content.append(_quiet("note" if turn.text else "", turn.note))
+    if turn.figures:
+        content.append(_quiet("figures", turn.figures))
+    return {"role": turn.role, "content": content or [THINKING]}
+
+
+def _quiet(kind: str, text: str) -> str:
+    """A small line of its own; without a kind it is all there is of an answer, and keeps the answer's tools."""
+    return f'<span class="{"quiet " + kind if kind else "alone"}">{html.escape(text)}</span>'

@@ -1,0 +1,99 @@
+"""The two routes that carry sound: speech to the browser, and a recorded utterance from it.
+
+They live under `/gradio_api/` so that they also pass a front proxy which forwards only Gradio's own paths. Protocol:
+
+    GET  gradio_api/voice/{run}     s16le mono PCM, chunked, from the first sample; header X-Sample-Rate in Hz.
+                                    404 for a run that is not this visitor's, 204 when the reply ended without speech.
+    POST gradio_api/utterance       body: a sound file; answers {"id": ...} that the page then sends as a turn.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from omni_app.conversation import AudioDelta, Part
+from omni_app.errors import MediaRejected, OmniError
+from omni_app.media import Limits, ingest
+from omni_app.ui.live import Replies
+from omni_app.ui.visitor import name_of
+
+_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Content-Encoding": "identity"}
+_MOST_UTTERANCES = 256
+
+
+class Utterances:
+    """Recorded utterances that wait for their turn event, each for its own visitor."""
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self._folder = folder
+        self._limits = limits
+        self._waiting: OrderedDict[tuple[str, str], Part] = OrderedDict()
+
+    async def keep(self, visitor: str, sound: bytes) -> str:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = await ingest(sound, name="recording", into=self._folder, limits=self._limits)
+        key = secrets.token_urlsafe(16)
+        self._waiting[visitor, key] = part
+        while len(self._waiting) > _MOST_UTTERANCES:
+            _, forgotten = self._waiting.popitem(last=False)
+            if forgotten.path is not None:
+                forgotten.path.unlink(missing_ok=True)
+        return key
+
+    def take(self, visitor: str, key: str) -> Part:
+        """Raises MediaRejected when there is no such utterance (any more)."""
+        part = self._waiting.pop((visitor, key), None)
+        if part is None:
+            raise MediaRejected("This recording is no longer here. Please record it again.")
+        return part
+
+
+def routes(replies: Replies, utterances: Utterances, limits: Limits) -> list[Route]:
+    most_bytes = limits.max_upload_mb * 1_000_000
+
+    async def voice(request: Request) -> Response:
+        reply = replies.heard_by(name_of(request.cookies), request.path_params["run"])
+        if reply is None:
+            return Response(status_code=404)
+        pieces = reply.speech()
+        first = await anext(pieces, None)
+        if first is None:
+            return Response(status_code=204)
+        headers = _STREAM_HEADERS | {"X-Sample-Rate": str(first.sample_rate)}
+        return StreamingResponse(_pcm(first, pieces), media_type="application/octet-stream", headers=headers)
+
+    async def utterance(request: Request) -> Response:
+        visitor = name_of(request.cookies)
+        if not visitor:
+            return _refused("This page needs its cookie. Please allow cookies for it and reload.", 403)
+        sound = bytearray()
+        async for chunk in request.stream():
+            sound += chunk
+            if len(sound) > most_bytes:
+                return _refused(f"A recording may have at most {limits.max_upload_mb} MB.", 413)
+        try:
+            return JSONResponse({"id": await utterances.keep(visitor, bytes(sound))})
+        except OmniError as error:
+            return _refused(str(error), error.status)
+
+    return [
+        Route("/gradio_api/voice/{run}", voice, methods=["GET"]),
+        Route("/gradio_api/utterance", utterance, methods=["POST"]),
+    ]
+
+
+async def _pcm(first: AudioDelta, rest: AsyncIterator[AudioDelta]) -> AsyncIterator[bytes]:
+    yield first.pcm
+    async for piece in rest:
+        yield piece.pcm
+
+
+def _refused(why: str, status: int) -> Response:
+    return JSONResponse({"error": why}, status_code=status)

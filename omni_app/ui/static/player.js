@@ -1,0 +1,172 @@
+// Gapless speech: a Worker reads the HTTP stream and hands samples straight to an AudioWorklet, so a busy page cannot
+// make it stutter. Where AudioWorklet does not exist (plain http on a network address) AudioBuffers are scheduled instead.
+// Every packet carries the generation it belongs to; stop() and play() start a new generation and older packets are dropped.
+const WORKLET = `
+class SpeechOut extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.generation = 0;
+    this.prebuffer = 0;
+    this.reset();
+    this.port.onmessage = ({data}) => {
+      if (data.port) data.port.onmessage = (event) => this.receive(event.data);
+      if (data.prebuffer !== undefined) this.prebuffer = data.prebuffer;
+      if (data.generation !== undefined) { this.reset(); this.generation = data.generation; }
+    };
+  }
+  reset() {
+    this.queue = []; this.offset = 0; this.waiting = 0; this.played = 0;
+    this.playing = false; this.ended = false; this.underruns = 0; this.silentSamples = 0;
+  }
+  receive(packet) {
+    if (packet.generation !== this.generation) return;
+    if (packet.samples) { this.queue.push(packet.samples); this.waiting += packet.samples.length; }
+    if (packet.end) this.ended = true;
+  }
+  tell(event) { this.port.postMessage({event, generation: this.generation, played: this.played, underruns: this.underruns,
+                                       silentSamples: this.silentSamples}); }
+  mayStart() { return this.waiting > 0 && (this.waiting >= this.prebuffer || this.ended); }
+  process(_, outputs) {
+    const out = outputs[0][0];
+    if (!this.playing) {
+      if (this.mayStart()) { this.playing = true; if (!this.played) this.tell('start'); }
+      else {
+        if (this.ended) { this.ended = false; this.tell('done'); }
+        else if (this.played) this.silentSamples += out.length;
+        return true;
+      }
+    }
+    let filled = 0;
+    while (filled < out.length && this.queue.length) {
+      const head = this.queue[0], count = Math.min(out.length - filled, head.length - this.offset);
+      out.set(head.subarray(this.offset, this.offset + count), filled);
+      filled += count; this.offset += count;
+      if (this.offset >= head.length) { this.queue.shift(); this.offset = 0; }
+    }
+    this.waiting -= filled; this.played += filled;
+    if (filled < out.length) {
+      this.playing = false;
+      if (!this.ended) { this.underruns++; this.silentSamples += out.length - filled; }
+    }
+    return true;
+  }
+}
+registerProcessor('speech-out', SpeechOut);`;
+
+const READER = `
+let port, generation = 0, abort = null;
+const floats = (bytes) => {
+  const ints = new Int16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >> 1);
+  return Float32Array.from(ints, (sample) => sample / 32768);
+};
+function resampler(from, to) {
+  if (from === to) return (samples) => samples;
+  let last = 0, position = 0;
+  return (samples) => {
+    const out = [];
+    for (; position < samples.length; position += from / to) {
+      const index = Math.floor(position), before = index ? samples[index - 1] : last;
+      out.push(before + (samples[index] - before) * (position - index));
+    }
+    position -= samples.length; last = samples[samples.length - 1];
+    return Float32Array.from(out);
+  };
+}
+async function read(url, rate, mine, signal) {
+  const response = await fetch(url, {signal, credentials: 'same-origin'});
+  if (response.status === 204) return;
+  if (!response.ok) throw new Error('speech stream answered ' + response.status);
+  const convert = resampler(Number(response.headers.get('X-Sample-Rate')) || rate, rate);
+  const reader = response.body.getReader();
+  let rest = new Uint8Array(0);
+  for (;;) {
+    const {done, value} = await reader.read();
+    if (done) return;
+    const bytes = new Uint8Array(rest.length + value.length);
+    bytes.set(rest); bytes.set(value, rest.length);
+    const whole = bytes.length & ~1;
+    rest = bytes.slice(whole);
+    if (!whole) continue;
+    const samples = convert(floats(bytes.slice(0, whole)));
+    port.postMessage({samples, generation: mine}, [samples.buffer]);
+  }
+}
+onmessage = async ({data}) => {
+  if (data.port) { port = data.port; return; }
+  if (abort) abort.abort();
+  generation = data.generation;
+  if (!data.url) return;
+  abort = new AbortController();
+  const mine = generation;
+  try { await read(data.url, data.rate, mine, abort.signal); }
+  catch (error) { if (error.name !== 'AbortError') postMessage({event: 'error', why: String(error), generation: mine}); }
+  port.postMessage({end: true, generation: mine});
+};`;
+
+const asUrl = (source) => URL.createObjectURL(new Blob([source], {type: 'text/javascript'}));
+
+class SpeechPlayer {
+  constructor({rate = 24000, prebufferSeconds = 0.1, on = () => {}} = {}) {
+    Object.assign(this, {rate, prebufferSeconds, on, generation: 0, speaking: false, stats: {}});
+  }
+  // Must first be called from a click or a key press: browsers allow no sound before one.
+  ready() {
+    if (this.context && this.context.state === 'suspended') this.context.resume();
+    return this.opening ??= this.open();
+  }
+  async open() {
+    this.context = new AudioContext({sampleRate: this.rate, latencyHint: 'interactive'});
+    this.reader = new Worker(asUrl(READER));
+    this.reader.onmessage = ({data}) => this.heard(data);
+    const channel = new MessageChannel();
+    this.reader.postMessage({port: channel.port2}, [channel.port2]);
+    this.sink = this.context.audioWorklet ? await this.worklet(channel.port1) : this.scheduler(channel.port1);
+  }
+  async worklet(port) {
+    await this.context.audioWorklet.addModule(asUrl(WORKLET));
+    const node = new AudioWorkletNode(this.context, 'speech-out', {outputChannelCount: [1]});
+    node.connect(this.context.destination);
+    node.port.onmessage = ({data}) => this.heard(data);
+    node.port.postMessage({port, prebuffer: Math.round(this.prebufferSeconds * this.rate)}, [port]);
+    return node.port;
+  }
+  scheduler(port) {
+    let generation = 0, at = 0;
+    const sources = new Set();
+    port.onmessage = ({data}) => {
+      if (data.generation !== generation) return;
+      const now = this.context.currentTime;
+      if (data.end) { setTimeout(() => this.heard({event: 'done', generation: data.generation}), Math.max(0, at - now) * 1000); return; }
+      if (!at) { at = now + this.prebufferSeconds; this.heard({event: 'start', generation}); }
+      else if (at < now) at = now + 0.05;
+      const buffer = this.context.createBuffer(1, data.samples.length, this.rate);
+      buffer.copyToChannel(data.samples, 0);
+      const source = new AudioBufferSourceNode(this.context, {buffer});
+      source.connect(this.context.destination);
+      source.start(at);
+      at += buffer.duration;
+      sources.add(source);
+      source.onended = () => sources.delete(source);
+    };
+    return {postMessage: (data) => { sources.forEach((source) => source.stop()); sources.clear(); at = 0; generation = data.generation; }};
+  }
+  heard(message) {
+    if (message.generation !== this.generation) return;
+    this.stats = message;
+    if (message.event === 'start') this.speaking = true;
+    if (message.event === 'done') this.speaking = false;
+    if (message.event === 'error') console.error('speech:', message.why);
+    this.on(message.event);
+  }
+  async play(url) {
+    await this.ready();
+    this.renew({url: new URL(url, document.baseURI).href, rate: this.rate});
+  }
+  stop() { if (this.sink) this.renew({}); }
+  renew(order) {
+    this.generation++;
+    this.speaking = false;
+    this.sink.postMessage({generation: this.generation});
+    this.reader.postMessage({generation: this.generation, ...order});
+  }
+}

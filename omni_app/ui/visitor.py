@@ -1,0 +1,88 @@
+"""Who is who: an unguessable cookie per browser, and the headers that every response carries.
+
+The cookie is HttpOnly, so no script in an answer can read it; over HTTPS it is `Partitioned` and `SameSite=None`, so
+that it also holds inside the frame of a hosting site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "omni_visitor"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+_YEAR = 365 * 24 * 3600
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    # Answers may name remote pictures or forms; a browser must neither load nor send them.
+    "Content-Security-Policy": (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; img-src 'self' data: blob:; "
+        "media-src 'self' data: blob:; connect-src 'self' data: blob: ws: wss:; form-action 'self'; object-src 'none'; "
+        "base-uri 'self'; worker-src 'self' blob:"
+    ),
+}
+
+
+def name_of(cookies: dict[str, str] | Any) -> str:
+    """The visitor's folder name for these request cookies; empty when the browser sent none of ours."""
+    token = cookies.get(COOKIE, "")
+    return hashlib.sha256(token.encode()).hexdigest()[:32] if _TOKEN.fullmatch(token) else ""
+
+
+def cookies_of(headers: Headers) -> dict[str, str]:
+    jar = SimpleCookie()
+    jar.load(headers.get("cookie", ""))
+    return {name: morsel.value for name, morsel in jar.items()}
+
+
+class VisitorMiddleware:
+    """Gives every new browser its cookie with the page, and every response our security headers.
+
+    `private` is a folder whose files nobody may read through Gradio's file route: the page shows unguessable copies.
+    """
+
+    def __init__(self, app: ASGIApp, private: Path) -> None:
+        self.app = app
+        self._private = private.resolve()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self._is_private(scope["path"]):
+            await Response(status_code=404)(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        is_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
+        is_new = is_page and not name_of(cookies_of(headers))
+        secure = scope["scheme"] == "https" or headers.get("x-forwarded-proto", "").startswith("https")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                out = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    out.setdefault(name, value)
+                if is_new:
+                    out.append("set-cookie", _cookie(secure))
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+    def _is_private(self, path: str) -> bool:
+        _, asked, file = path.partition("/file=")
+        return bool(asked) and Path(file).resolve().is_relative_to(self._private)
+
+
+def _cookie(secure: bool) -> str:
+    reach = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
+    return f"{COOKIE}={secrets.token_urlsafe(32)}; Path=/; Max-Age={_YEAR}; HttpOnly; {reach}"

@@ -1,0 +1,63 @@
+"""A running page in front of a scripted engine, and real browsers to open it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_app.runner import Runner
+from omni_app.settings import Settings
+from tests.scripted import ScriptedEngine
+
+pytest.importorskip("playwright")
+from benchmarks.browser import Visitor, chromium, chromium_path 
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _needs_chromium() -> None:
+    if chromium_path() is None:
+        pytest.skip("no Chromium here: sudo apt install chromium")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
+
+
+class App:
+    """The app of one test session: its address, its engine and its folder."""
+
+    def __init__(self, url: str, engine: ScriptedEngine, data: Path) -> None:
+        self.url, self.engine, self.data = url, engine, data
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    from omni_app.ui.launch import serve
+
+    data = tmp_path_factory.mktemp("data")
+    engine = ScriptedEngine()
+    settings = Settings(data_dir=data, port=0, max_replies=8)
+    demo, url = serve(settings, Runner(engine, "Chosen by the test.", settings.max_replies))
+    yield App(url, engine, data)
+    demo.close()
+
+
+@pytest.fixture
+def visit(browser: Any, app: App) -> Iterator[Callable[..., Visitor]]:
+    """Opens the page as a new visitor; at the end of the test nothing may have gone wrong in any of its consoles."""
+    visitors: list[Visitor] = []
+
+    def opened(**context: Any) -> Visitor:
+        visitors.append(Visitor(browser, app.url, **context))
+        return visitors[-1]
+
+    yield opened
+    problems = [problem for visitor in visitors for problem in visitor.problems]
+    for visitor in visitors:
+        visitor.close()
+    assert problems == []
