@@ -29,6 +29,13 @@ class Unauthorized(OmniError):
         """What the answer's WWW-Authenticate header must say."""
 
 
+class Forbidden(OmniError):
+    """A web page of another site asks through a visitor's browser."""
+
+    status = 403
+    kind = "permission_error"
+
+
 class TooLarge(BadRequest):
     """The request body is larger than all that it may carry."""
 
@@ -43,7 +50,11 @@ class Guard:
         self._login = settings.auth.get_secret_value().encode()
 
     def check(self, request: Request) -> None:
-        """Raises Unauthorized."""
+        """Raises Unauthorized and Forbidden."""
+        # The page's own middleware opens CORS to every site unless it runs on localhost; programs send no Origin.
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+            raise Forbidden("Web pages of other sites may not use this API.")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if self._key:
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):

@@ -1,7 +1,7 @@
 """The HTTP API for other programs: chat completions in vllm-omni's dialect, models, health and metrics.
 
-Made of plain Starlette routes, so that any application can carry them. No CORS header is ever sent and only JSON bodies
-are read: a web page of somebody else cannot use the API through a visitor's browser.
+Made of plain Starlette routes, so that any application can carry them. Only JSON bodies are read and a foreign Origin
+is refused: a web page of somebody else cannot use the API through a visitor's browser.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class _Api:
     def _guarded(self, request: Request, answer: Callable[[], Response]) -> Response:
         try:
             self._guard.check(request)
-        except Unauthorized as error:
+        except OmniError as error:
             return _failure(error)
         return answer()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from omni_app.access import Unauthorized
+from omni_app.access import Forbidden, Unauthorized
 from omni_app.errors import BadRequest, EngineAtCapacity, EngineUnavailable, MediaRejected, OmniError
 from omni_app.meter import ReplyFigures
 
@@ -56,6 +56,7 @@ def outcome_of(error: OmniError) -> str:
         MediaRejected: "media_rejected",
         BadRequest: "bad_request",
         Unauthorized: "unauthorized",
+        Forbidden: "forbidden",
         EngineAtCapacity: "at_capacity",
         EngineUnavailable: "unavailable",
     }

@@ -356,7 +356,11 @@ class TestAccess:
         preflight = await client.options("/v1/chat/completions", headers=origin)
         assert preflight.status_code == 405
         response = await client.get("/v1/models", headers=origin)
+        assert "other sites" in said(response, 403)
         assert not any(name.startswith("access-control") for name in {*preflight.headers, *response.headers})
+        for foreign in ("null", "http://127.0.0.1:1", "http://["):
+            said(await client.post("/v1/chat/completions", json={}, headers={"origin": foreign}), 403)
+        assert (await client.get("/v1/models", headers={"origin": f"{client.base_url}".rstrip("/")})).is_success
 
 
 class TestLeaving:

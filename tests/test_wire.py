@@ -4,6 +4,7 @@ import json
 import wave
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -290,6 +291,8 @@ class TestDecode:
             (sse(audio(b64(wav(PCM, channels=2)))), "mono"),
             (sse(audio(b64(wav(PCM)[:-10]))), "cut"),
             (sse(audio(b64(wav(PCM)[:20]))), "not a readable WAV"),
+            (sse(audio(b64(wav(PCM).replace(b"fmt ", b"junk")))), "not a readable WAV"),
+            (sse(audio(b64(wav(PCM)[:16] + b"\xff" * 40))), "not a readable WAV"),
             (sse({"error": {"message": "stage 1 died", "code": 500}}), "stage 1 died"),
             (sse({"error": "stage 1 died"}), "stage 1 died"),
         ],
@@ -303,6 +306,15 @@ class TestDecode:
     def test_a_stream_that_ends_before_it_began(self) -> None:
         assert isinstance(outcome(DONE)[1], EngineFailed)
         assert isinstance(outcome(b"")[1], EngineFailed)
+
+    def test_damage_anywhere_is_an_error_of_ours(self) -> None:
+        whole, random = encoded(REPLY, asked()), Random(7)
+        junk = [b"", b"{", b"null", b"\n\n", b'"', b"[1]", b"-1e999", b"\xff\x00"]
+        for _ in range(500):
+            start = random.randrange(len(whole))
+            damaged = whole[:start] + random.choice(junk) + whole[start + random.randrange(400) :]
+            _, error = outcome(damaged)
+            assert error is None or isinstance(error, EngineFailed)
 
     def test_a_line_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("omni_app.wire.decode.LONGEST_LINE", 1000)
@@ -364,6 +376,9 @@ class TestErrors:
         assert type(error) is kind
         assert words in str(error)
         assert "<html>" not in str(error)
+
+    def test_a_deep_nest_is_not_dug_out(self) -> None:
+        assert "failed" in str(error_from(500, b'{"error":' * 900 + b'"x"' + b"}" * 900, server="s"))
 
     def test_a_flood_of_words_is_cut(self) -> None:
         assert len(str(error_from(500, b"x" * 100_000, server="s"))) < 1000

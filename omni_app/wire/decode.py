@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import json
+import struct
 import wave
 from collections.abc import Iterator, Mapping
 
@@ -152,7 +153,7 @@ def _from_wav(sound: bytes) -> list[AudioDelta]:
         with wave.open(io.BytesIO(sound)) as wav:
             shape = (wav.getsampwidth(), wav.getnchannels())
             rate, frames, pcm = wav.getframerate(), wav.getnframes(), wav.readframes(wav.getnframes())
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError, struct.error) as error:  # what `wave` raises on damaged headers
         raise EngineFailed("The model's server sent a piece of speech that is not a readable WAV file.") from error
     if shape != (2, 1) or rate <= 0 or len(pcm) != frames * 2:
         raise EngineFailed("The model's server sent speech that is cut, or not 16-bit mono.")

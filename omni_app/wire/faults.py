@@ -61,13 +61,13 @@ def _json_or_text(body: bytes) -> object:
         return "" if text.startswith("<") else text
 
 
-def _words(said: object) -> str:
+def _words(said: object, depth: int = 4) -> str:
     """The sentence for a person inside an error of any shape; empty when there is none."""
     for key in ("error", "message", "detail", "msg"):
-        if isinstance(said, Mapping) and said.get(key):
-            return _words(said[key])
-    if isinstance(said, list):
-        return _shortened("; ".join(filter(None, map(_words, said))))
+        if depth and isinstance(said, Mapping) and said.get(key):
+            return _words(said[key], depth - 1)
+    if depth and isinstance(said, list):
+        return _shortened("; ".join(filter(None, (_words(one, depth - 1) for one in said))))
     return _shortened(said) if isinstance(said, str) else ""
 
 
