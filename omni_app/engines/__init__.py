@@ -1,1 +1,50 @@
 """The engines that can answer, and the choice among them."""
+
+from __future__ import annotations
+
+from omni_app.engines import builtin
+from omni_app.engines.base import Engine, EngineSpec
+from omni_app.errors import BadRequest
+from omni_app.settings import Settings
+
+__all__ = ["SPECS", "choose"]
+
+
+def _vllm_omni(settings: Settings) -> Engine:
+    from omni_app.engines.vllm_omni import VllmOmniEngine
+
+    return VllmOmniEngine(settings)
+
+
+SPECS: dict[str, EngineSpec] = {
+    spec.name: spec
+    for spec in (
+        EngineSpec(
+            "vllm-omni",
+            "Qwen3-Omni itself, on a running vllm-omni server",
+            "the address of that server in OMNI_ENDPOINT",
+            _vllm_omni,
+        ),
+        EngineSpec(
+            "builtin",
+            "small models for each sense, on this machine's processor",
+            "nothing but a few hundred megabytes of disk and memory",
+            builtin.create,
+        ),
+    )
+}
+
+
+def choose(settings: Settings) -> tuple[EngineSpec, str]:
+    """The engine to use, and one sentence that says why. Raises BadRequest for a name that is not known."""
+    if settings.engine != "auto":
+        return _named(settings.engine), f"OMNI_ENGINE asks for {settings.engine}."
+    if settings.endpoint:
+        return SPECS["vllm-omni"], "OMNI_ENDPOINT names a server."
+    return SPECS["builtin"], "No server is named (OMNI_ENDPOINT), so small models on this machine answer."
+
+
+def _named(name: str) -> EngineSpec:
+    if name not in SPECS:
+        raise BadRequest(f"There is no engine called {name}; OMNI_ENGINE may be auto, {', '.join(sorted(SPECS))}.")
+    return SPECS[name]

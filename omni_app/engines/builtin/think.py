@@ -7,17 +7,14 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omni_app.conversation import EndReason
-from omni_app.errors import BadRequest, EngineFailed, EngineUnavailable
-
-Turn = dict[str, str]
-"""One chat turn as llama.cpp takes it: `role` and `content`."""
+from omni_app.engines.builtin.generation import Run, Thought, Turn, request_for
+from omni_app.engines.builtin.pacing import POLL_SECONDS, Cancelled
+from omni_app.errors import BadRequest, EngineUnavailable, OmniError
 
 SLOTS = 8
 """Conversations answered at the same time; each slot keeps the prompt of its last conversation, so that the next
@@ -32,25 +29,6 @@ _PREFILL_TOKENS = 64
 """Prefilled in one step: a stop is seen, and other conversations advance, between two steps (0.3 s on one core)."""
 _MOST_THREADS = 4
 """A model this small is bound by memory bandwidth; more threads only take cores from the speech."""
-
-_SAMPLING: Mapping[str, object] = {
-    # Chosen by reading answers to everyday questions. A repeat penalty also punishes words of the question ("how many
-    # days are in a week?" -> "19"), so loops are broken by DRY instead, which only looks at long repeated runs.
-    "temperature": 0.2,
-    "min_p": 0.1,
-    "dry_multiplier": 0.8,
-    "dry_allowed_length": 6,
-    "dry_penalty_last_n": 512,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """How an answer ended, and what it took."""
-
-    reason: EndReason
-    prompt_tokens: int | None
-    completion_tokens: int | None
 
 
 def system_prompt(speech: bool) -> str:
@@ -71,6 +49,8 @@ class Thinker:
     def __init__(self, slots: int = SLOTS, context_tokens: int = CONTEXT_TOKENS) -> None:
         self._slots = slots
         self._context_tokens = context_tokens
+        self._most_prompt_tokens = context_tokens - _LEAST_ANSWER_TOKENS
+        self._free_slots = threading.BoundedSemaphore(slots)
         self._server: Any = None
         self._folder: Path | None = None
         self._closing = threading.Event()
@@ -91,11 +71,15 @@ class Thinker:
                 f"The language model {path.name} could not be loaded: the file is not a GGUF that llama.cpp can run, "
                 "or memory ran out. Unset OMNI_BUILTIN_MODEL to take the model that comes with the app."
             ) from error
-        self.think(
-            [{"role": "system", "content": system_prompt(speech=True)}, {"role": "user", "content": "Hi"}],
-            lambda _: None,
-            max_tokens=1,
-        )
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        turns = [{"role": "system", "content": system_prompt(speech=True)}, {"role": "user", "content": "Hi"}]
+        try:
+            self.think(turns, lambda _: None, max_tokens=1)
+        except OmniError:
+            self.close()
+            raise
 
     def _params(self, xllamacpp: Any, path: Path) -> Any:
         params = xllamacpp.CommonParams()
@@ -127,45 +111,53 @@ class Thinker:
         max_tokens: int = MAX_TOKENS,
         temperature: float | None = None,
         seed: int | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: Cancelled = lambda: False,
     ) -> Thought:
         """Answer the last turn, calling `say` with each piece of text from this thread; blocks until the end.
 
-        The oldest turns are left out when all of them do not fit. Setting `cancelled` ends it within a second.
+        The oldest turns are left out when all of them do not fit. Ends within a second of `cancelled` coming true.
         Raises BadRequest when the last turn alone does not fit, EngineFailed when the model breaks.
         """
         turns = list(messages)
-        request = _request(max_tokens, temperature, seed)
+        request = request_for(min(max_tokens, self._context_tokens), temperature, seed)
         room = self._context_tokens - min(max_tokens, self._context_tokens // 4)
-        with self._working():
-            while True:
-                run = _Run(say, cancelled or threading.Event(), self._closing, room if _can_shorten(turns) else None)
+        with self._slot(lambda: cancelled() or self._closing.is_set()) as stopped:
+            while not stopped():
+                run = Run(say, stopped, room if _can_shorten(turns) else self._most_prompt_tokens)
                 self._server.handle_chat_completions({**request, "messages": [_plain(turn) for turn in turns]}, run)
                 if not run.too_long:
                     return run.thought()
                 if not _can_shorten(turns):
                     raise self._too_long(turns[-1]["content"], run.prompt_tokens or 1)
                 turns = _shorten(turns)
+        return Thought("cancelled", None, None)
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
+    def _slot(self, stopped: Cancelled) -> Iterator[Cancelled]:
+        """Waits for a slot here, not inside llama.cpp, where a stop would not be seen while waiting."""
         with self._idle:
             if self._server is None or self._closing.is_set():
                 raise EngineUnavailable("The language model is not loaded.")
             self._thinking += 1
+        got = False
         try:
-            yield
+            while not got and not stopped():
+                got = self._free_slots.acquire(timeout=POLL_SECONDS)
+            yield stopped
         finally:
+            if got:
+                self._free_slots.release()
             with self._idle:
                 self._thinking -= 1
                 self._idle.notify_all()
 
     def _too_long(self, text: str, prompt_tokens: int) -> BadRequest:
-        limit = self._context_tokens - _LEAST_ANSWER_TOKENS
+        limit = self._most_prompt_tokens
         chars = len(text) * limit // max(prompt_tokens, limit + 1)
         return BadRequest(
             f"The message is too long for the small built-in model: it reads at most {limit:,} tokens at once, about "
-            f"{chars:,} characters of this text, and the message has {len(text):,}. Please shorten it or send it in parts."
+            f"{chars:,} characters of this text, and the message has {len(text):,}. Please shorten it or send it in "
+            "parts."
         )
 
     def close(self) -> None:
@@ -178,72 +170,6 @@ class Thinker:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-
-
-class _Run:
-    """Follows one streamed answer; called by llama.cpp with each chunk, and returns True to stop it."""
-
-    def __init__(
-        self, say: Callable[[str], None], cancelled: threading.Event, closing: threading.Event, room: int | None
-    ) -> None:
-        self._say = say
-        self._stops = (cancelled, closing)
-        self._room = room
-        """Prompt tokens above which it is better to leave turns out than to cut the answer; None takes any."""
-        self._error: Mapping[str, Any] | None = None
-        self._finish: str | None = None
-        self._usage: Mapping[str, int] = {}
-        self.prompt_tokens: int | None = None
-        self.too_long = False
-
-    def __call__(self, chunk: Mapping[str, Any]) -> bool:
-        if "error" in chunk:
-            self._take_error(chunk["error"])
-        elif "prompt_progress" in chunk:
-            self.prompt_tokens = int(chunk["prompt_progress"]["total"])
-            self.too_long = self._room is not None and self.prompt_tokens > self._room
-        else:
-            self._take(chunk)
-        return self.too_long or any(stop.is_set() for stop in self._stops)
-
-    def _take_error(self, error: Mapping[str, Any]) -> None:
-        if error.get("type") == "exceed_context_size_error":
-            self.too_long = True
-            self.prompt_tokens = int(error["n_prompt_tokens"])
-        else:
-            self._error = error
-
-    def _take(self, chunk: Mapping[str, Any]) -> None:
-        self._usage = chunk.get("usage") or self._usage
-        for choice in chunk.get("choices", ()):
-            self._finish = choice.get("finish_reason") or self._finish
-            if (text := choice["delta"].get("content")) and not any(stop.is_set() for stop in self._stops):
-                self._say(text)
-
-    def thought(self) -> Thought:
-        if self._error is not None:
-            raise EngineFailed(f"The language model broke off: {self._error.get('message', 'no reason given')}.")
-        tokens = (self._usage.get("prompt_tokens", self.prompt_tokens), self._usage.get("completion_tokens"))
-        if any(stop.is_set() for stop in self._stops):
-            return Thought("cancelled", *tokens)
-        if self._finish is None:
-            raise EngineFailed("The language model stopped in the middle of its answer; please ask again.")
-        return Thought("length" if self._finish == "length" else "stop", *tokens)
-
-
-def _request(max_tokens: int, temperature: float | None, seed: int | None) -> dict[str, object]:
-    request: dict[str, object] = {
-        **_SAMPLING,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "return_progress": True,  # chunks during prefill too, at which a stop is seen
-        "max_tokens": max_tokens,
-    }
-    if temperature is not None:
-        request["temperature"] = temperature
-    if seed is not None:
-        request["seed"] = seed
-    return request
 
 
 def _plain(turn: Turn) -> Turn:

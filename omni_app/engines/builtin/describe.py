@@ -1,0 +1,76 @@
+"""Plain sentences about a picture or a clip, made of what was really found, and frank about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omni_app.engines.builtin.look import Sight
+
+SURE = 0.6
+"""Probability from which the best guess is named without a warning; on test photographs, wrong ones stayed below."""
+WORTH_TELLING = 0.4
+"""Probability that the best guesses must have together to be named, with a warning."""
+_HINT = 0.1
+
+_MOST_LINES = 12
+LIMITS = (
+    "That is all I can find out here: I cannot tell people, actions, places or how many of something there are. "
+    "Qwen3-Omni can; this is only the small built-in engine."
+)
+
+
+def describe_picture(sight: Sight) -> str:
+    width, height = sight.size
+    return " ".join(
+        (f"This picture is {width} by {height} pixels{_colours(sight.colours)}.", _things(sight), _text(sight, "it"))
+    )
+
+
+def describe_clip(sight: Sight | None, seconds: float | None, transcript: str | None) -> str:
+    """`sight` None: no frame could be read. `transcript` None: the clip has no sound; empty: no words were heard."""
+    length = f"This clip is {_seconds(seconds)} long" if seconds else "This is a clip"
+    if sight is None:
+        shown = f"{length}, but I could not read a picture out of it."
+    else:
+        shown = " ".join((f"{length}{_colours(sight.colours)}.", _things(sight), _text(sight, "its pictures")))
+    return f"{shown} {_sound(transcript)}"
+
+
+def _colours(colours: Sequence[str]) -> str:
+    return f", mostly {_listed(colours)}" if colours else ""
+
+
+def _things(sight: Sight) -> str:
+    guesses = [(name, probability) for name, probability in sight.things if probability >= _HINT]
+    if guesses and guesses[0][1] >= SURE:
+        return f"It looks most like this: {guesses[0][0]}."
+    if sum(probability for _, probability in guesses) >= WORTH_TELLING:
+        return f"It may show this, but I am not sure: {_listed([name for name, _ in guesses], 'or')}."
+    return "I am not sure what it shows; nothing among the thousand kinds of things that I know fits well."
+
+
+def _text(sight: Sight, where: str) -> str:
+    if not sight.lines:
+        return f"I found no readable text in {where}."
+    read = "\n".join(line.text for line in sight.lines[:_MOST_LINES])
+    left = len(sight.lines) - _MOST_LINES
+    more = f" And {left} more lines." if left > 0 else ""
+    return f"The text I can read in {where}: “{read}”.{more}"
+
+
+def _sound(transcript: str | None) -> str:
+    if transcript is None:
+        return "It has no sound."
+    return f"In its sound I hear: “{transcript}”." if transcript else "I hear no words in its sound."
+
+
+def _seconds(seconds: float) -> str:
+    whole = max(1, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    if not minutes:
+        return f"{whole} second{'s' * (whole != 1)}"
+    return f"{minutes} minute{'s' * (minutes != 1)}" + (f" {rest} second{'s' * (rest != 1)}" if rest else "")
+
+
+def _listed(names: Sequence[str], last: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
