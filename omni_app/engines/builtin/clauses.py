@@ -67,9 +67,9 @@ class ClauseSplitter:
     def exhausted(self) -> bool:
         return self._finished and not self._text
 
-    def take_first(self) -> Clause | None:
-        """A short clause that can be heard soon: up to the first boundary, or five to eight words."""
-        return self._take(self._first_cut)
+    def take_first(self, by_words: bool = True) -> Clause | None:
+        """A short clause that can be heard soon: up to the first boundary, or (`by_words`) five to seven words."""
+        return self._take(lambda: self._first_cut(by_words))
 
     def take(self, limit_chars: int, hurry: bool = False) -> Clause | None:
         """The most that fits in `limit_chars` and ends well; None means that it is better to wait for more text.
@@ -88,11 +88,11 @@ class ClauseSplitter:
                 return Clause(spoken, cut.ending)
         return None
 
-    def _first_cut(self) -> _Cut | None:
+    def _first_cut(self, by_words: bool) -> _Cut | None:
         cuts = _boundaries(self._text)
         early = next((cut for cut in cuts if cut.end >= _FIRST_MIN_CHARS), None)
         words = [match.end() for match in re.finditer(r"\S+(?=\s)", self._text)]
-        longest = words[_FIRST_WORDS_MAX - 1] if len(words) >= _FIRST_WORDS_MAX else None
+        longest = words[_FIRST_WORDS_MAX - 1] if by_words and len(words) >= _FIRST_WORDS_MAX else None
         if early and (longest is None or early.end <= longest):
             return early
         if longest is not None:

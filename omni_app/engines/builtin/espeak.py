@@ -9,7 +9,7 @@ import threading
 import numpy as np
 
 from omni_app.engines.builtin.pacing import Cancelled
-from omni_app.engines.builtin.waveform import Samples, resampled, trim
+from omni_app.engines.builtin.waveform import Samples, resample, trim
 from omni_app.errors import AssetUnavailable, EngineFailed
 
 LANGUAGES = ("en-us", "en-gb", "cmn", "de", "es", "fr", "it", "ja", "ko", "pt-br", "ru")
@@ -47,8 +47,9 @@ def synthesize(text: str, language: str, cancelled: Cancelled) -> Samples:
         )
     if failed:
         raise EngineFailed(f"eSpeak NG could not speak {language} (its error {failed}); choose another voice.")
-    samples = np.frombuffer(b"".join(pieces), np.int16)
-    return samples if cancelled() or not len(samples) else trim(resampled(samples, rate))
+    if cancelled() or not pieces:
+        return np.zeros(0, np.int16)
+    return trim(resample(np.frombuffer(b"".join(pieces), np.int16), rate))
 
 
 @functools.cache

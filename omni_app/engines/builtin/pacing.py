@@ -20,6 +20,7 @@ _CLAUSE_SECONDS_TO_MAKE = 2.0
 _SHORTEST_CHARS = 30
 _LONGEST_CHARS = 90  # also bounds the memory that the speech model keeps for its longest input
 _LEARNING_RATE = 0.3
+_INSTANT_RTF = 0.1
 POLL_SECONDS = 0.05
 """How often a waiting or working part looks whether it has been cancelled."""
 
@@ -41,6 +42,11 @@ class Pace:
     @property
     def started(self) -> bool:
         return self.dry_at is not None
+
+    @property
+    def instant(self) -> bool:
+        """Whether making a whole sentence costs no time worth saving by cutting it."""
+        return self.rtf < _INSTANT_RTF
 
     def buffered_seconds(self) -> float:
         return 0.0 if self.dry_at is None else max(0.0, self.dry_at - self.clock())

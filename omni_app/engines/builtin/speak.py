@@ -178,7 +178,7 @@ class Utterance:
 
     def _ready_clause(self) -> Clause | None:
         if not self._pace.started:
-            return self._splitter.take_first()
+            return self._splitter.take_first(by_words=not self._pace.instant)
         hurry = self._pace.must_hurry(self._splitter.pending_chars)
         return self._splitter.take(self._pace.limit_chars(), hurry)
 

@@ -42,12 +42,12 @@ def from_float(samples: NDArray[np.float32]) -> Samples:
     return (np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
 
 
-def resampled(samples: Samples, rate: int) -> Samples:
-    """From `rate` Hz to SAMPLE_RATE."""
+def resample(samples: Samples, source_rate: int, rate: int = SAMPLE_RATE) -> Samples:
+    """From `source_rate` Hz to `rate` Hz."""
     import av
 
     frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
-    frame.sample_rate = rate
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+    frame.sample_rate = source_rate
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
     frames = [*resampler.resample(frame), *resampler.resample(None)]
     return np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.int16)
