@@ -27,20 +27,20 @@ def chromium_path() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@contextlib.contextmanager
-def chromium(microphone: Path | None = None) -> Iterator[Browser]:
+def launched(playwright: Playwright, microphone: Path | None = None) -> Browser:
     """Headless Chromium; `microphone` is a WAV file that its fake microphone plays once."""
     flags = [*FLAGS, f"--use-file-for-fake-audio-capture={microphone}%noloop"] if microphone else FLAGS
+    return playwright.chromium.launch(executable_path=chromium_path(), args=flags)
+
+
+@contextlib.contextmanager
+def chromium(microphone: Path | None = None) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = _launch(playwright, flags)
+        browser = launched(playwright, microphone)
         try:
             yield browser
         finally:
             browser.close()
-
-
-def _launch(playwright: Playwright, flags: list[str]) -> Browser:
-    return playwright.chromium.launch(executable_path=chromium_path(), args=flags)
 
 
 @dataclass(frozen=True, slots=True)

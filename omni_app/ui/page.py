@@ -174,10 +174,11 @@ class Page:
 
             @functools.wraps(handler)
             async def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-                # A generator that yields nothing would empty all its outputs.
-                yield self._by_widget(None, outputs)
+                # Gradio sends what a generator yielded last once more when it ends, and nulls when it yielded nothing;
+                # by then the visitor may be looking at another conversation.
                 async for update in handler(*args, **kwargs):
                     yield self._by_widget(update, outputs)
+                yield self._by_widget(None, outputs)
 
             return stream
 

@@ -13,7 +13,7 @@ from omni_app.settings import Settings
 from tests.scripted import ScriptedEngine
 
 pytest.importorskip("playwright")
-from benchmarks.browser import Visitor, chromium, chromium_path 
+from benchmarks.browser import Visitor, chromium_path, launched
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,9 +23,18 @@ def _needs_chromium() -> None:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
+def playwright() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Any) -> Iterator[Any]:
+    opened = launched(playwright)
+    yield opened
+    opened.close()
 
 
 class App:

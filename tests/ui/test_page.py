@@ -1,0 +1,421 @@
+"""The page in a real browser, in front of a scripted engine: what a visitor does, and what they see and hear."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from benchmarks.browser import Visitor, launched
+from omni_app.media.audio import write_wav
+from tests.scripted import RATE, tone
+from tests.ui.conftest import App
+
+pytestmark = pytest.mark.browser
+Visit = Callable[..., Visitor]
+
+ANSWERED = re.compile("real-time factor|tokens/s")
+
+
+def bot(visitor: Visitor) -> Any:
+    return visitor.page.locator("#chat [data-testid=bot]")
+
+
+def user(visitor: Visitor) -> Any:
+    return visitor.page.locator("#chat [data-testid=user]")
+
+
+def finished(visitor: Visitor, answers: int = 1) -> None:
+    """Wait until that many answers have their figures."""
+    expect(visitor.page.locator("#chat .figures")).to_have_count(answers, timeout=20_000)
+
+
+def until(visitor: Visitor, condition: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        visitor.page.wait_for_timeout(50)
+    raise AssertionError("it did not come true within ten seconds")
+
+
+def status(visitor: Visitor) -> Any:
+    return visitor.page.locator("#voice [role=status]")
+
+
+def press(visitor: Visitor, name: str) -> None:
+    visitor.page.get_by_role("button", name=name, exact=True).first.click()
+
+
+def silent(visitor: Visitor) -> None:
+    expect(visitor.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=20_000)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "teal.png"
+    Image.new("RGB", (64, 48), "teal").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "question.wav"
+    write_wav(path, tone(3.0), RATE)
+    return path
+
+
+def test_typed_question_is_answered_and_heard_without_a_gap(visit: Visit) -> None:
+    visitor = visit()
+    sent = visitor.ask("one two three four five six seven eight nine")
+    finished(visitor)
+    silent(visitor)
+    expect(bot(visitor).first).to_have_text("echo: one two three four five six seven eight nine")
+    visitor.page.wait_for_timeout(300)
+    sound = visitor.sound(after=sent)
+    assert sound is not None
+    assert sound.seconds == pytest.approx(10 * 0.2, abs=0.15)
+    assert sound.longest_gap == 0.0
+
+
+def test_speech_stays_in_the_message_to_replay_and_download(visit: Visit, tmp_path: Path) -> None:
+    visitor = visit()
+    visitor.ask("keep this")
+    finished(visitor)
+    with visitor.page.expect_download() as download:
+        visitor.page.locator("#chat .bot-row + .message-buttons [aria-label=Download]").first.click()
+    download.value.save_as(tmp_path / "answer.wav")
+    assert (tmp_path / "answer.wav").read_bytes()[44:] == tone(0.2 * 3)
+
+
+def test_stop_ends_text_sound_and_engine_work(visit: Visit, app: App) -> None:
+    visitor = visit()
+    sent = visitor.ask("slow long story")
+    expect(bot(visitor).first).to_contain_text("story", timeout=10_000)
+    expect(status(visitor)).to_have_text("speaking")
+    pressed = visitor.now()
+    press(visitor, "Stop")
+    finished(visitor)
+    visitor.page.wait_for_timeout(1500)
+    sound = visitor.sound(after=sent)
+    assert sound is not None
+    assert sound.end - pressed < 0.3
+    assert app.engine.working == 0
+    assert "word" * 3 not in bot(visitor).first.inner_text()
+
+
+def test_escape_stops_too(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.ask("slow long story")
+    expect(bot(visitor).first).to_contain_text("story", timeout=10_000)
+    visitor.page.keyboard.press("Escape")
+    finished(visitor)
+    silent(visitor)
+    assert app.engine.working == 0
+
+
+def test_new_question_interrupts_the_old_answer(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.ask("slow long story")
+    expect(bot(visitor).first).to_contain_text("story", timeout=10_000)
+    visitor.ask("never mind")
+    finished(visitor, 2)
+    expect(bot(visitor).filter(has_text="never mind")).to_be_visible()
+    assert app.engine.working == 0
+
+
+def test_text_only_switch_keeps_the_engine_quiet_and_is_remembered(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.page.get_by_role("button", name="Settings").first.click()
+    visitor.page.get_by_label("Speak answers").uncheck()
+    visitor.page.wait_for_timeout(500)
+    visitor.page.reload()
+    visitor.box.wait_for()
+    visitor.page.wait_for_timeout(1000)
+    sent = visitor.ask("in silence")
+    finished(visitor)
+    assert visitor.sound(after=sent) is None
+    assert app.engine.asked[-1][1].speech is False
+
+
+def test_settings_reach_the_engine(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.page.get_by_role("button", name="Settings").first.click()
+    visitor.page.get_by_label("Voice").click()
+    visitor.page.get_by_role("option", name="high").click()
+    visitor.page.get_by_label("System prompt").fill("Be a pirate.")
+    visitor.ask("who are you")
+    finished(visitor)
+    messages, options = app.engine.asked[-1]
+    assert options.voice == "high"
+    assert (messages[0].role, messages[0].text) == ("system", "Be a pirate.")
+
+
+def test_picture_and_sound_go_along_and_the_transcript_is_shown(
+    visit: Visit, app: App, picture: Path, recording: Path
+) -> None:
+    visitor = visit()
+    visitor.page.set_input_files("#box input[type=file]", [picture, recording])
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(2)
+    visitor.ask("what is this")
+    finished(visitor)
+    expect(bot(visitor).first).to_have_text("echo: what is this [image] [audio]")
+    expect(visitor.page.locator("#chat .heard")).to_have_text("heard: what the recording said")
+    kinds = [part.kind for part in app.engine.asked[-1][0][-1].parts]
+    assert kinds == ["image", "audio", "text"]
+
+
+def test_bad_file_is_refused_by_name_and_nothing_is_lost(visit: Visit, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture at all")
+    visitor = visit()
+    visitor.page.set_input_files("#box input[type=file]", broken)
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    visitor.ask("look at this")
+    expect(visitor.page.get_by_test_id("toast-body")).to_contain_text("broken.png")
+    expect(visitor.box).to_have_value("look at this")
+    expect(bot(visitor)).to_have_count(0)
+
+
+def test_too_long_a_text_is_refused_with_the_limit(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("x" * 100_000)
+    expect(visitor.page.get_by_test_id("toast-body")).to_contain_text("20,000")
+    assert len(visitor.box.input_value()) == 100_000
+
+
+def test_html_is_shown_as_text_and_never_runs(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("markup <img src=x onerror=window.hacked=2>")
+    finished(visitor)
+    expect(user(visitor).first).to_have_text("markup <img src=x onerror=window.hacked=2>")
+    expect(bot(visitor).first).to_contain_text("<script>window.hacked=1</script> <b>bold</b>")
+    assert visitor.page.evaluate("window.hacked") is None
+
+
+def test_engine_failure_keeps_the_text_says_why_and_retry_works(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.ask("please fail in the middle")
+    finished(visitor)
+    expect(bot(visitor).first).to_have_text("echo: please")
+    expect(visitor.page.locator("#chat .note")).to_contain_text("stopped in the middle")
+    asked = len(app.engine.asked)
+    press(visitor, "Retry")
+    until(visitor, lambda: len(app.engine.asked) == asked + 1)
+    finished(visitor)
+    expect(user(visitor)).to_have_count(1)
+
+
+def test_edit_drops_what_came_after_and_asks_again(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("first")
+    finished(visitor)
+    visitor.ask("second")
+    finished(visitor, 2)
+    press(visitor, "Edit")
+    visitor.page.locator("textarea.edit-textarea").fill("changed <b>")
+    press(visitor, "Submit")
+    finished(visitor)
+    expect(user(visitor)).to_have_text(["changed <b>"])
+    expect(bot(visitor).first).to_have_text("echo: changed <b>")
+
+
+def test_undo_brings_the_message_back_into_the_box(visit: Visit, picture: Path) -> None:
+    visitor = visit()
+    visitor.page.set_input_files("#box input[type=file]", picture)
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    visitor.ask("take this back")
+    finished(visitor)
+    press(visitor, "Undo")
+    expect(visitor.box).to_have_value("take this back")
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    expect(bot(visitor)).to_have_count(0)
+
+
+def test_conversations_are_listed_searched_renamed_switched_and_deleted(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("about apples")
+    finished(visitor)
+    press(visitor, "New conversation")
+    expect(bot(visitor)).to_have_count(0)
+    visitor.ask("about pears")
+    finished(visitor)
+    history = visitor.page.locator("#history label")
+    expect(history).to_have_text(["about pears", "about apples"])
+    visitor.page.get_by_placeholder("Search").fill("apple")
+    expect(history).to_have_text(["about apples"])
+    history.first.click()
+    expect(bot(visitor).first).to_have_text("echo: about apples")
+    title = visitor.page.locator("#title").get_by_role("textbox")
+    title.fill("Fruit")
+    title.press("Enter")
+    expect(history.first).to_have_text("Fruit")
+    visitor.page.on("dialog", lambda dialog: dialog.accept())
+    press(visitor, "Delete")
+    expect(history).to_have_text(["about pears"])
+
+
+def test_switching_away_lets_the_answer_finish_unseen(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("slow answer goes on")
+    expect(bot(visitor).first).to_contain_text("slow")
+    press(visitor, "New conversation")
+    expect(bot(visitor)).to_have_count(0)
+    visitor.page.wait_for_timeout(2500)
+    expect(bot(visitor)).to_have_count(0)
+    visitor.page.get_by_placeholder("Search").fill("slow")
+    visitor.page.locator("#history label").first.click()
+    expect(bot(visitor).first).to_have_text("echo: slow answer goes on")
+
+
+def test_reload_in_mid_answer_goes_on_and_keeps_everything(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.ask("slow tell me a rather longer thing while I reload")
+    expect(bot(visitor).first).to_contain_text("tell", timeout=10_000)
+    visitor.page.reload()
+    visitor.box.wait_for()
+    expect(user(visitor).first).to_contain_text("tell me")
+    finished(visitor)
+    expect(bot(visitor).first).to_have_text("echo: slow tell me a rather longer thing while I reload")
+    expect(visitor.page.get_by_label("Play").first).to_be_visible()
+    # Gradio itself reports the stream that the reload cut.
+    visitor.problems[:] = [
+        text for text in visitor.problems if "AbortError" not in text and "Connection errored" not in text
+    ]
+
+
+def test_export_holds_json_markdown_and_media(visit: Visit, picture: Path, tmp_path: Path) -> None:
+    visitor = visit()
+    visitor.page.set_input_files("#box input[type=file]", picture)
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    visitor.ask("what colour")
+    finished(visitor)
+    with visitor.page.expect_download() as download:
+        press(visitor, "Export")
+    assert download.value.suggested_filename == "what-colour.zip"
+    bundle = zipfile.ZipFile(download.value.path())
+    content = json.loads(bundle.read("conversation.json"))
+    files = [content["messages"][0]["media"][0]["file"], content["messages"][1]["speech"]]
+    assert set(files) <= set(bundle.namelist())
+    assert "what colour" in bundle.read("conversation.md").decode()
+
+
+def test_two_visitors_never_see_each_other(visit: Visit) -> None:
+    first, second = visit(), visit()
+    sent_first, sent_second = first.ask("my secret is blue"), second.ask("mine is red")
+    finished(first)
+    finished(second)
+    assert "red" not in first.page.inner_text("#chat") + first.page.inner_text("#history")
+    assert "blue" not in second.page.inner_text("#chat") + second.page.inner_text("#history")
+    silent(first)
+    silent(second)
+    heard = first.sound(after=sent_first), second.sound(after=sent_second)
+    assert [round(sound.seconds, 1) for sound in heard if sound] == [1.0, 0.8]
+
+
+def test_speech_and_export_of_another_visitor_do_not_exist(visit: Visit, app: App) -> None:
+    first, second = visit(), visit()
+    runs: list[str] = []
+    first.page.on("request", lambda request: "/voice/" in request.url and runs.append(request.url))
+    first.ask("slow private words here")
+    finished(first)
+    key = next(path.name for path in (app.data / "visitors").glob("*/*") if "private words" in _content(path))
+    for url in [runs[0], f"{app.url}gradio_api/export/{key}"]:
+        assert first.context.request.get(url).ok
+        assert second.context.request.get(url).status == 404
+    private = next((app.data / "visitors").glob(f"*/{key}/conversation.json"))
+    assert first.context.request.get(f"{app.url}gradio_api/file={private}").status == 404
+
+
+def _content(folder: Path) -> str:
+    path = folder / "conversation.json"
+    return path.read_text() if path.exists() else ""
+
+
+def test_spoken_question(app: App, playwright: Any, recording: Path) -> None:
+    browser = launched(playwright, microphone=recording)
+    visitor = Visitor(browser, app.url)
+    press(visitor, "Talk")
+    expect(status(visitor)).to_contain_text("listening, 2 s", timeout=10_000)
+    press(visitor, "Send")
+    finished(visitor)
+    expect(visitor.page.locator("#chat .heard")).to_have_text("heard: what the recording said")
+    expect(bot(visitor).first).to_have_text("echo: [audio]")
+    part = app.engine.asked[-1][0][-1].parts[0]
+    assert part.seconds is not None
+    assert 2.0 < part.seconds < 6.0
+    assert visitor.problems == []
+    browser.close()
+
+
+def test_camera_picture_is_attached(visit: Visit, app: App) -> None:
+    visitor = visit()
+    press(visitor, "Camera")
+    expect(visitor.page.get_by_label("Camera preview")).to_be_visible()
+    visitor.page.wait_for_function("document.querySelector('#voice video').videoWidth > 0")
+    press(visitor, "Take picture")
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    visitor.ask("what do you see")
+    finished(visitor)
+    assert [part.kind for part in app.engine.asked[-1][0][-1].parts] == ["image", "text"]
+
+
+def test_examples_really_run(visit: Visit) -> None:
+    visitor = visit()
+    visitor.page.get_by_text("Ask in writing").click()
+    finished(visitor)
+    expect(bot(visitor).first).to_contain_text("echo: Why is the sky blue?")
+
+
+def test_phone_width_fits_and_works(visit: Visit) -> None:
+    visitor = visit(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    visitor.ask("hello from a phone")
+    finished(visitor)
+    width = visitor.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1]
+    for name in ("Talk", "Camera"):
+        expect(visitor.page.get_by_role("button", name=name, exact=True)).to_be_in_viewport()
+    expect(visitor.box).to_be_in_viewport()
+
+
+def test_keyboard_alone_is_enough(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.page.keyboard.type("typed without a mouse")
+    visitor.page.keyboard.press("Enter")
+    finished(visitor)
+    for _ in range(60):
+        visitor.page.keyboard.press("Tab")
+        if visitor.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Retry":
+            break
+    asked = len(app.engine.asked)
+    visitor.page.keyboard.press("Enter")
+    until(visitor, lambda: len(app.engine.asked) == asked + 1)
+    expect(bot(visitor).first).to_have_text("echo: typed without a mouse")
+    finished(visitor)
+
+
+def test_page_says_which_engine_answers_and_why(visit: Visit) -> None:
+    visitor = visit()
+    header = visitor.page.locator("#header")
+    expect(header).to_contain_text("scripted")
+    expect(header).to_contain_text("Chosen by the test.")
+
+
+def test_where_there_is_no_audio_worklet_speech_is_scheduled_instead(visit: Visit) -> None:
+    visitor = visit()
+    visitor.page.add_init_script(
+        "Object.defineProperty(BaseAudioContext.prototype, 'audioWorklet', {get: () => undefined});"
+    )
+    visitor.page.reload()
+    visitor.box.wait_for()
+    visitor.page.wait_for_timeout(600)
+    visitor.ask("one two three four")
+    expect(status(visitor)).to_have_text("speaking", timeout=10_000)
+    finished(visitor)
+    silent(visitor)
