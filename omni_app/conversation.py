@@ -30,6 +30,8 @@ class Part:
     width: int | None = None
     height: int | None = None
     has_sound: bool = False
+    note: str = ""
+    """What the visitor should know of a file that was taken only in part, as one sentence; mostly empty."""
 
 
 @dataclass(frozen=True, slots=True)

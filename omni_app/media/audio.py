@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni_app.conversation import Part
+from omni_app.errors import MediaRejected
 from omni_app.media.job import Job
 from omni_app.media.limits import in_words
 from omni_app.media.sniff import Format
@@ -30,6 +31,8 @@ MIN_SECONDS = 0.1
 _SLACK_SECONDS = 0.5
 """How far over the limit a sound may be: encoders pad."""
 _RATES = range(1_000, 768_001)
+_MAX_CHANNELS = 8
+"""Beyond that FFmpeg knows no layout to mix from."""
 
 
 class WavWriter:
@@ -95,7 +98,7 @@ def normalise(job: Job, found: Format, container: InputContainer) -> Part:
     limit = job.limits.max_audio_seconds
     # up to twice the limit the header may be a wrong guess (MP3 without an index), so the samples are counted
     if declared and declared > 2 * limit:
-        raise _too_long(job, declared)
+        raise _too_long(job, in_words(declared))
     tally = Tally()
     target = job.target(".wav")
     with WavWriter(target, RATE) as wav:
@@ -103,9 +106,10 @@ def normalise(job: Job, found: Format, container: InputContainer) -> Part:
             job.deadline.check()
             wav.write(pcm)
             if wav.seconds > limit + _SLACK_SECONDS:
-                raise _too_long(job, max(declared or 0, wav.seconds))
+                raise _too_long(job, f"more than {in_words(limit)}")
     _check_result(job, found, tally, wav.seconds, declared)
-    return Part("audio", path=target, name=job.name, mime="audio/wav", seconds=wav.seconds, has_sound=True)
+    note = tally.note(wav.seconds, declared)
+    return Part("audio", path=target, name=job.name, mime="audio/wav", seconds=wav.seconds, has_sound=True, note=note)
 
 
 def check_sound(job: Job, stream: AudioStream) -> None:
@@ -114,19 +118,21 @@ def check_sound(job: Job, stream: AudioStream) -> None:
         raise job.rejected("is protected against copying (DRM). Send an unprotected copy.")
     if stream.codec_context is None or not stream.channels:
         raise job.rejected("is damaged or uses a sound format that is not read here. Save it as WAV or MP3.")
+    if stream.channels > _MAX_CHANNELS:
+        raise job.rejected(f"has {stream.channels} channels; at most {_MAX_CHANNELS} are mixed. Save it as stereo.")
     if stream.rate not in _RATES:
         raise job.rejected(f"has {stream.rate} samples a second, which no real sound has. Save it as WAV or MP3.")
 
 
-def _too_long(job: Job, seconds: float) -> Exception:
+def _too_long(job: Job, length: str) -> MediaRejected:
     limit = in_words(job.limits.max_audio_seconds)
-    return job.rejected(f"lasts {in_words(seconds)} or more; sounds may last {limit} at most. Cut it into pieces.")
+    return job.rejected(f"lasts {length}; sounds may last {limit} at most. Cut it into pieces.")
 
 
 def _check_result(job: Job, found: Format, tally: Tally, seconds: float, declared: float | None) -> None:
     if tally.encrypted:
         raise job.rejected("is protected against copying (DRM). Send an unprotected copy.")
-    if tally.mostly_bad or not tally.good:
+    if tally.mostly_bad:
         raise job.rejected(f"is damaged: most of this {found.words.split(' ', 1)[1]} cannot be decoded. Save it again.")
     if declared and seconds < declared / 2:
         raise job.rejected(

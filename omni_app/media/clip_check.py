@@ -12,6 +12,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from omni_app.errors import MediaRejected
 from omni_app.media import audio
 from omni_app.media.container import Tally, declared_seconds, packets, picture_stream, sound_stream
 from omni_app.media.job import Job
@@ -29,6 +30,7 @@ class ClipFacts:
     size: tuple[int, int]
     """Width and height in pixels as shown, after turning a phone's clip upright."""
     has_sound: bool
+    note: str
 
 
 def check_clip(job: Job, found: Format, container: InputContainer) -> ClipFacts:
@@ -42,7 +44,7 @@ def check_clip(job: Job, found: Format, container: InputContainer) -> ClipFacts:
         audio.check_sound(job, sound)
     declared = declared_seconds(container) or 0.0
     if declared > 2 * job.limits.max_video_seconds:
-        raise _too_long(job, declared)
+        raise _too_long(job, in_words(declared))
     tour = _Tour(job, picture, sound)
     for packet in packets(container, *(stream for stream in (picture, sound) if stream is not None)):
         job.deadline.check()
@@ -62,9 +64,9 @@ def _check_picture(job: Job, stream: VideoStream) -> None:
         )
 
 
-def _too_long(job: Job, seconds: float) -> Exception:
+def _too_long(job: Job, length: str) -> MediaRejected:
     limit = in_words(job.limits.max_video_seconds)
-    return job.rejected(f"lasts {in_words(seconds)} or more; clips may last {limit} at most. Cut it into pieces.")
+    return job.rejected(f"lasts {length}; clips may last {limit} at most. Cut it into pieces.")
 
 
 class _Tour:
@@ -95,7 +97,7 @@ class _Tour:
         else:
             self._visit_sound(packet)
         if self._seconds > self._job.limits.max_video_seconds + _SLACK_SECONDS:
-            raise _too_long(self._job, self._seconds)
+            raise _too_long(self._job, f"more than {in_words(self._job.limits.max_video_seconds)}")
 
     def _visit_picture(self, packet: Packet[Any]) -> None:
         if packet.pts is None or packet.time_base is None:
@@ -135,7 +137,8 @@ class _Tour:
             raise self._job.rejected(
                 f"is cut off: only {self._seconds:.1f} of {declared:.1f} seconds are there. Send the whole file again."
             )
-        return ClipFacts(self._seconds, self._size, self._sounds.good > 0)
+        both = Tally(self._pictures.good + self._sounds.good, self._pictures.bad + self._sounds.bad)
+        return ClipFacts(self._seconds, self._size, self._sounds.good > 0, both.note(self._seconds, declared))
 
 
 def decode_alone(stream: VideoStream, packet: Packet[Any]) -> VideoFrame | None:

@@ -40,6 +40,12 @@ class Tally:
     def mostly_bad(self) -> bool:
         return self.bad > self.good
 
+    def note(self, seconds: float, declared: float | None) -> str:
+        """What to tell the visitor about a stream of which only a part is there; empty when nothing is amiss."""
+        if declared and seconds < 0.95 * declared:
+            return f"Only {seconds:.1f} of its {declared:.1f} seconds could be read; the rest is damaged or missing."
+        return "Parts of it are damaged." if self.bad else ""
+
 
 def _refuse(url: str, *_: object) -> Never:
     raise PermissionError("media files may not open other files")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-
-import anyio.to_thread
-from anyio import CapacityLimiter
 
 from omni_app.conversation import Part
 from omni_app.errors import MediaRejected, OmniError
@@ -22,9 +21,8 @@ from omni_app.media.names import display_name
 
 WORK_SECONDS = 30.0
 """Longest time one file may take to read, once its turn has come."""
-_AT_ONCE = 2
-"""Files read at one time; bounds memory (a picture at the limit takes some 0.4 GB for a moment) and cores."""
-_workers = CapacityLimiter(_AT_ONCE)
+_workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="media")
+"""Files read at one time; bounds cores and memory."""
 
 
 async def ingest(source: Path | bytes, *, name: str, into: Path, limits: Limits) -> Part:
@@ -45,9 +43,9 @@ async def ingest_data_url(url: str, *, into: Path, limits: Limits, name: str = "
 async def _in_worker(work: Callable[[Deadline], Part]) -> Part:
     deadline = Deadline(WORK_SECONDS)
     try:
-        return await anyio.to_thread.run_sync(work, deadline, abandon_on_cancel=True, limiter=_workers)
+        return await asyncio.wrap_future(_workers.submit(work, deadline))
     finally:
-        # after a normal end this changes nothing; after a cancellation it stops the thread we no longer wait for
+        # after a normal end this changes nothing; after a cancellation it stops the thread that nobody waits for
         deadline.cancel()
 
 

@@ -85,6 +85,6 @@ class Deadline:
 def in_words(seconds: float) -> str:
     """A length as people say it: `45 seconds`, `10 minutes`, `1 h 05 min`."""
     if seconds < 120:
-        return f"{seconds:.0f} seconds"
+        return "1 second" if round(seconds) == 1 else f"{seconds:.0f} seconds"
     minutes = round(seconds / 60)
     return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -45,6 +45,7 @@ def normalise(job: Job, found: sniff.Format) -> Part:
         width=width,
         height=height,
         has_sound=facts.has_sound,
+        note=facts.note,
     )
 
 
@@ -73,13 +74,16 @@ def sound(path: Path, into: Path) -> Path | None:
         if stream is None:
             return None
         target = into / f"{secrets.token_hex(16)}.wav"
-        with audio.WavWriter(target, audio.RATE) as wav:
-            for pcm in audio.decode(container, stream, Tally()):
-                wav.write(pcm)
-    if wav.samples:
-        return target
-    target.unlink()
-    return None
+        written = 0
+        try:
+            with audio.WavWriter(target, audio.RATE) as wav:
+                for pcm in audio.decode(container, stream, Tally()):
+                    wav.write(pcm)
+            written = wav.samples
+        finally:
+            if not written:  # a clip without a single sample, or a full disk
+                target.unlink(missing_ok=True)
+    return target if written else None
 
 
 @contextmanager
@@ -120,7 +124,9 @@ def _spread(shown: list[int], count: int) -> list[int]:
     """The frames on screen at the middles of `count` equal stretches of time, each once."""
     if not shown:
         return []
-    start, length = shown[0], shown[-1] - shown[0] + 1
+    # the last frame is shown as long as the others are on average
+    span = shown[-1] - shown[0]
+    start, length = shown[0], span + (span // (len(shown) - 1) if span else 1)
     moments = (start + (2 * i + 1) * length // (2 * count) for i in range(count))
     return sorted({shown[bisect_right(shown, moment) - 1] for moment in moments})
 
