@@ -95,7 +95,7 @@ def _view(tensor: _Tensor, storages: Mapping[str, Array]) -> Array:
 
     flat = storages[tensor.storage.key]
     strides = [step * flat.itemsize for step in tensor.stride]
-    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides))
+    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides).copy()
 
 
 class _StateDictUnpickler(pickle.Unpickler):

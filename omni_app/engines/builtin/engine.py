@@ -15,7 +15,7 @@ from omni_app.engines.builtin.assets import language_model
 from omni_app.engines.builtin.outbox import Outbox
 from omni_app.engines.builtin.parts import Parts, Speech, real_parts
 from omni_app.engines.builtin.senses import Senses
-from omni_app.errors import AssetUnavailable, BadRequest, EngineUnavailable, OmniError
+from omni_app.errors import BadRequest, EngineUnavailable, OmniError
 from omni_app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class BuiltinEngine:
         self._note("Loading the voice.")
         try:
             self._voice.load(self._note)
-        except AssetUnavailable as error:
+        except OmniError as error:
             log.warning("no speech: %s", error)
             self._why = f"{_MODEST} Answers are not spoken: {error}"
             return
