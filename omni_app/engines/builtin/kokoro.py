@@ -6,8 +6,9 @@ Importing this module loads onnxruntime; import it only where Kokoro is going to
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from omni_app.engines.builtin.waveform import Samples, from_float, trim
 from omni_app.errors import EngineFailed
 
 _LANGUAGE = "en-us"
+_CURRENCIES = ((r"\$", "dollars"), ("€", "euros"), ("£", "pounds"))
+_AMOUNT = r"\d+(?:,\d{3})*(?:\.\d+)?(?: (?:thousand|million|billion|trillion))?"
+# phonemizer cuts the text at punctuation before eSpeak NG sees it, which tears these apart.
+_SPELLED: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    *((re.compile(rf"{sign}({_AMOUNT})"), rf"\1 {name}") for sign, name in _CURRENCIES),
+    (re.compile(r"(?<=\d)\.(\d+)"), lambda match: " point " + " ".join(match[1])),
+    (re.compile(r"(?<=\d):(?=\d\d)"), " "),
+    (re.compile(r"(?<=\d)\s*×\s*(?=\d)"), " times "),
+)
 
 
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]
@@ -71,9 +81,16 @@ class KokoroVoices:
         """Phonemes that the model knows. Flags like "(fr)" for foreign words are left out: they would be spoken."""
         # phonemizer keeps its backend, and that backend's copy of eSpeak NG, from one call to the next.
         spoken = phonemizer.phonemize(
-            text, _LANGUAGE, preserve_punctuation=True, with_stress=True, language_switch="remove-flags"
+            spelled(text), _LANGUAGE, preserve_punctuation=True, with_stress=True, language_switch="remove-flags"
         )
         return str(self._kokoro.tokenizer.known(spoken)).strip()
+
+
+def spelled(text: str) -> str:
+    """`text` with decimals, prices, times and products in English words."""
+    for pattern, words in _SPELLED:
+        text = pattern.sub(words, text)
+    return text
 
 
 @contextlib.contextmanager

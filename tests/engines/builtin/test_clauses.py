@@ -130,7 +130,7 @@ def test_too_long_sentence_is_cut_before_a_link_word() -> None:
         ("It is at http://example.org.", "It is at example.org."),
         ("a<br>b", "a b"),
         ("| a | b |", "a, b,"),
-        ("3 * 4 = 12", "3 times 4 = 12"),
+        ("3 * 4 = 12", "3 × 4 = 12"),
         ("5 < 6 and 7 > 2", "5 < 6 and 7 > 2"),
         ("Great 😀👍🏽!", "Great!"),
         ("family 👨‍👩‍👧 time", "family time"),

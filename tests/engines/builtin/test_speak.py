@@ -200,6 +200,23 @@ def test_resample_keeps_pitch_and_length() -> None:
     assert np.argmax(np.abs(np.fft.rfft(out))) * SAMPLE_RATE / len(out) == pytest.approx(1000, abs=5)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Pi is 3.14.", "Pi is 3 point 1 4."),
+        ("It costs $1,000.50, or £2 million.", "It costs 1,000 point 5 0 dollars, or 2 million pounds."),
+        ("at 12:30 or 3:05", "at 12 30 or 3 05"),
+        ("3 × 4", "3 times 4"),
+        ("for $5, or $6.", "for 5 dollars, or 6 dollars."),
+        ("Chapter 3. Then 5: more, e.g. this.", "Chapter 3. Then 5: more, e.g. this."),
+    ],
+)
+def test_figures_are_spelled_for_kokoro(text: str, expected: str) -> None:
+    from omni_app.engines.builtin.kokoro import spelled
+
+    assert spelled(text) == expected
+
+
 @pytest.mark.models
 def test_real_kokoro_can_be_broken_off_inside_a_clause(tmp_path: Path) -> None:
     speaker = Speaker(Settings(builtin_speech="kokoro"))
