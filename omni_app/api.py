@@ -144,7 +144,8 @@ class _Api:
                 async with contextlib.aclosing(self._runner.reply(messages, options)) as events:
                     async for event in events:
                         meter.observe(event)
-                        outcome = "ok" if event == ReplyEnd() or event == ReplyEnd("length") else outcome
+                        ended = isinstance(event, ReplyEnd) and event.reason != "cancelled"
+                        outcome = "ok" if ended else outcome
                         yield event
             except OmniError as error:
                 outcome = outcome_of(error)
