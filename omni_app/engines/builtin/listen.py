@@ -17,7 +17,7 @@ SAMPLE_RATE = 16_000
 """Hz, of what is listened to."""
 
 # One segment is the longest stretch of work that a cancelled reply still waits for.
-_SEGMENT_SECONDS = (4.0, 8.0)
+_SEGMENT_SECONDS = (3.0, 6.0)
 _FRAME_SECONDS = 0.02
 _PAUSE_FRAMES = 10
 _SILENT_DBFS = -50.0
@@ -107,7 +107,7 @@ def levels_dbfs(sound: Sound) -> NDArray[np.float64]:
 
 
 def segments(sound: Sound) -> Iterator[Sound]:
-    """`sound` in pieces of at most eight seconds, cut in the quietest fifth of a second that can be found."""
+    """`sound` in pieces of at most six seconds, cut in the quietest fifth of a second that can be found."""
     shortest, longest = (int(seconds * SAMPLE_RATE) for seconds in _SEGMENT_SECONDS)
     while len(sound) > longest:
         cut = shortest + _quietest(sound[shortest:longest])

@@ -56,15 +56,15 @@ def test_segments_lose_nothing_and_stay_short() -> None:
     sound = noise(0.1, 31.7)
     pieces = list(segments(sound))
     assert np.array_equal(np.concatenate(pieces), sound)
-    assert all(len(piece) <= 8 * SAMPLE_RATE for piece in pieces)
-    assert all(len(piece) >= 4 * SAMPLE_RATE for piece in pieces[:-1])
+    assert all(len(piece) <= 6 * SAMPLE_RATE for piece in pieces)
+    assert all(len(piece) >= 3 * SAMPLE_RATE for piece in pieces[:-1])
 
 
 def test_segments_are_cut_in_the_pause() -> None:
     sound = noise(0.1, 12)
-    sound[int(5.5 * SAMPLE_RATE) : int(6.0 * SAMPLE_RATE)] = 0
+    sound[int(4.5 * SAMPLE_RATE) : int(5.0 * SAMPLE_RATE)] = 0
     first = next(iter(segments(sound)))
-    assert 5.5 <= len(first) / SAMPLE_RATE <= 6.0
+    assert 4.5 <= len(first) / SAMPLE_RATE <= 5.0
 
 
 def test_nothing_has_no_segments() -> None:
