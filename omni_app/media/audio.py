@@ -114,10 +114,12 @@ def normalise(job: Job, found: Format, container: InputContainer) -> Part:
 
 def check_sound(job: Job, stream: AudioStream) -> None:
     """Raises MediaRejected for a stream that we would not decode."""
-    if stream.codec_tag in ("enca", "drms"):
-        raise job.rejected("is protected against copying (DRM). Send an unprotected copy.")
-    if stream.codec_context is None or not stream.channels:
+    from omni_app.media.container import readable
+
+    if not readable(stream) or not stream.channels:
         raise job.rejected("is damaged or uses a sound format that is not read here. Save it as WAV or MP3.")
+    if stream.codec_tag == "enca":
+        raise job.rejected("is protected against copying (DRM). Send an unprotected copy.")
     if stream.channels > _MAX_CHANNELS:
         raise job.rejected(f"has {stream.channels} channels; at most {_MAX_CHANNELS} are mixed. Save it as stereo.")
     if stream.rate not in _RATES:

@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from omni_app.errors import MediaRejected
 from omni_app.media import audio
-from omni_app.media.container import Tally, declared_seconds, packets, picture_stream, sound_stream
+from omni_app.media.container import Tally, declared_seconds, packets, picture_stream, readable, sound_stream
 from omni_app.media.job import Job
 from omni_app.media.limits import in_words
 from omni_app.media.sniff import Format
@@ -53,10 +53,10 @@ def check_clip(job: Job, found: Format, container: InputContainer) -> ClipFacts:
 
 
 def _check_picture(job: Job, stream: VideoStream) -> None:
-    if stream.codec_tag in ("encv", "drmi"):
-        raise job.rejected("is protected against copying (DRM). Send an unprotected copy.")
-    if stream.codec_context is None or not stream.width or not stream.height:
+    if not readable(stream) or not stream.width or not stream.height:
         raise job.rejected("is damaged or uses a picture format that is not read here. Save it as MP4 (H.264).")
+    if stream.codec_tag == "encv":
+        raise job.rejected("is protected against copying (DRM). Send an unprotected copy.")
     if stream.width * stream.height > job.limits.max_pixels:
         raise job.rejected(
             f"is too large: {stream.width} x {stream.height} pixels; "

@@ -61,10 +61,17 @@ def opened(file: BinaryIO, demuxer: str, max_pixels: int) -> Iterator[InputConta
     options = {"protocol_whitelist": "none", "codec_whitelist": ",".join(PICTURE_DECODERS + SOUND_DECODERS)}
     with av.open(file, "r", format=demuxer, options=options, io_open=_refuse, metadata_errors="replace") as container:
         for stream in (*container.streams.video, *container.streams.audio):
+            if stream.codec_context is None:  # a codec that FFmpeg does not know
+                continue
             # one thread: the parts of this app share few cores, and each frame thread holds a frame in memory
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(max_pixels)}
         yield container
+
+
+def readable(stream: VideoStream | AudioStream) -> bool:
+    """Whether the stream's codec is on our list. FFmpeg's own list of codecs binds only its first look at a file."""
+    return stream.codec_context is not None and stream.codec_context.name in PICTURE_DECODERS + SOUND_DECODERS
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:

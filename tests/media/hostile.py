@@ -179,7 +179,7 @@ _OPUS = partial(makers.tone, "opus", 3.0)
 _SOUNDS: dict[str, Make] = {"ogg": partial(makers.vorbis, 3.0)} | {
     suffix: partial(makers.tone, suffix, 3.0) for suffix in ("mp3", "m4a", "flac")
 }
-_CLIPS: dict[str, Make] = {suffix: partial(makers.clip, suffix) for suffix in makers.CLIPS}
+_CLIPS: dict[str, Make] = {suffix: partial(makers.clip, suffix) for suffix in ("mp4", "mov", "webm", "mkv")}
 _PLAYLIST = "#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n#EXTINF:10,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n"
 _SVG = '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 _BIG = r"megapixels"

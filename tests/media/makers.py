@@ -27,6 +27,9 @@ CLIPS = {
     "mov": ("mov", "mpeg4", "aac"),
     "webm": ("webm", "libvpx-vp9", "libopus"),
     "mkv": ("matroska", "libx264", "aac"),
+    "av1.webm": ("webm", "libsvtav1", "libopus"),
+    "vp8.webm": ("webm", "libvpx", "libopus"),
+    "hevc.mp4": ("mp4", "libx265", "aac"),
 }
 
 
@@ -72,7 +75,7 @@ def tone(suffix: str, seconds: float = 2.0, options: dict[str, str] | None = Non
         # the quickest setting: only the hours matter here, not the sound
         quick = {"compression_level": "0", "frame_duration": "60"} if encoder == "libopus" else {}
         stream = container.add_stream(encoder, rate=rate, layout="mono", options=quick)
-        _encode_sound(container, stream, sine(seconds, rate), rate)
+        encode_sound(container, stream, sine(seconds, rate), rate)
     return out.getvalue()
 
 
@@ -87,7 +90,7 @@ def song_with_cover() -> bytes:
         frame.pts = 0
         container.mux(cover.encode(frame))
         container.mux(cover.encode(None))
-        _encode_sound(container, stream, sine(2, 48_000), 48_000)
+        encode_sound(container, stream, sine(2, 48_000), 48_000)
     return out.getvalue()
 
 
@@ -120,7 +123,7 @@ def clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if audio is not None:
-            _encode_sound(container, audio, sine(seconds, 48_000), 48_000)
+            encode_sound(container, audio, sine(seconds, 48_000), 48_000)
     return out.getvalue()
 
 
@@ -134,7 +137,7 @@ def silence_flac(hours: float, rate: int = 8_000) -> bytes:
     return out.getvalue()
 
 
-def _encode_sound(container: Any, stream: Any, samples: np.ndarray, rate: int) -> None:
+def encode_sound(container: Any, stream: Any, samples: np.ndarray, rate: int) -> None:
     # encoders want whole frames in their own sample format; the FIFO and the resampler see to both
     resampler = av.AudioResampler(stream.codec_context.format.name, "mono", rate)
     frame = av.AudioFrame.from_ndarray(samples[None, :], format="fltp", layout="mono")

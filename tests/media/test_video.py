@@ -19,14 +19,15 @@ def _kept(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("suffix", list(makers.CLIPS))
 async def test_each_container_is_kept_with_its_facts(take, suffix: str) -> None:
-    part = await take(makers.clip(suffix), "wrong.wav")
-    assert (part.kind, part.path.suffix, part.width, part.height) == ("video", f".{suffix}", 64, 48)
+    part = await take(makers.clip(suffix, size=(96, 64)), "wrong.wav")
+    assert (part.kind, part.width, part.height) == ("video", 96, 64)
+    assert part.path.suffix == "." + suffix.split(".")[-1]
     assert part.mime.startswith("video/")
     assert part.seconds == pytest.approx(2, abs=0.1)
     assert part.has_sound
 
 
-@pytest.mark.parametrize("suffix", list(makers.CLIPS))
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "webm", "mkv"])
 @pytest.mark.parametrize("keyframe_every", [1, 12, 500])
 async def test_frames_are_evenly_spaced(take, suffix: str, keyframe_every: int) -> None:
     part = await take(makers.clip(suffix, keyframe_every=keyframe_every))
