@@ -71,7 +71,7 @@ class Visitor:
         self.page: Page = self.context.new_page()
         self.page.add_init_script(path=METER)
         self.page.on("pageerror", lambda error: self.problems.append(f"pageerror: {error}"))
-        self.page.on("console", lambda line: line.type == "error" and self.problems.append(line.text))
+        self.page.on("console", lambda line: self.problems.extend([line.text] if line.type == "error" else []))
         self.page.set_default_timeout(15_000)
         self.page.goto(url)
         self.box.wait_for()

@@ -50,7 +50,7 @@ class Runner:
         return status
 
     async def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
-        """The engine's answer, once it is ready. Raises EngineUnavailable, EngineAtCapacity, and what the engine does."""
+        """The engine's answer, once it is ready. Raises EngineUnavailable, EngineAtCapacity, and what engines do."""
         if self._starting is None:
             raise EngineUnavailable("The engine has not been started.")
         if self._running >= self._max_replies:

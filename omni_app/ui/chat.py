@@ -16,7 +16,7 @@ import gradio as gr
 
 from omni_app.conversation import Part, ReplyOptions
 from omni_app.errors import BadRequest
-from omni_app.media import Limits, check_text, ingest
+from omni_app.media import Limits, check_count, check_text, ingest
 from omni_app.runner import Runner
 from omni_app.ui import render
 from omni_app.ui.live import LiveReply, Replies
@@ -37,16 +37,16 @@ AUTOMATIC = "automatic"
 class Wishes:
     """The settings panel, in the order its widgets are passed to a handler."""
 
-    speech: bool
-    voice: str
-    max_tokens: int
-    temperature: float
-    system_prompt: str
+    speech: bool = True
+    voice_name: str = AUTOMATIC
+    max_tokens: int = 256
+    temperature: float = 0.4
+    system_prompt: str = ""
 
     def options(self) -> ReplyOptions:
         return ReplyOptions(
             speech=self.speech,
-            voice=None if self.voice in ("", AUTOMATIC) else self.voice,
+            voice=None if self.voice_name in ("", AUTOMATIC) else self.voice_name,
             max_tokens=int(self.max_tokens),
             temperature=float(self.temperature),
         )
@@ -271,10 +271,7 @@ class Chat:
             await reply.stop()
 
     async def _ingest(self, files: Sequence[Path], conversation: Conversation) -> list[Part]:
-        if len(files) > self._limits.max_media_parts:
-            raise BadRequest(
-                f"A message takes at most {self._limits.max_media_parts} files; this one has {len(files)}."
-            )
+        check_count(len(files), self._limits)
         kept: list[Part] = []
         try:
             for path in files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import inspect
@@ -14,14 +15,15 @@ import gradio as gr
 from omni_app.runner import Runner
 from omni_app.settings import Settings
 from omni_app.ui import examples
-from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat
+from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat, Wishes
 
 STATIC = Path(__file__).parent / "static"
 BROWSER_SECRET = "omni-app"  # obfuscates what the browser keeps; only settings and ids are kept there
 CONVERSATION = ("key", "last", "chat", "voice", "history", "title", "box")
 """The widgets that a handler of `Chat` may update."""
 STATUS = ("header", "timer", "voice_name")
-WISHES = {"speech": True, "voice_name": AUTOMATIC, "max_tokens": 512, "temperature": 0.4, "system": ""}
+DEFAULTS = Wishes()
+WISHES = tuple(field.name for field in dataclasses.fields(Wishes))
 CONFIRM_DELETE = """(key) => {
   if (!confirm('Delete this conversation and its files?')) throw new Error('kept');
   return [key];
@@ -72,14 +74,12 @@ class Page:
 
     def _wishes(self) -> None:
         add = self._widgets
-        add["speech"] = gr.Checkbox(WISHES["speech"], label="Speak answers")
-        add["voice_name"] = gr.Dropdown(
-            [AUTOMATIC], value=WISHES["voice_name"], label="Voice", allow_custom_value=False
-        )
-        add["max_tokens"] = gr.Slider(32, 2048, value=WISHES["max_tokens"], step=32, label="Longest answer (tokens)")
-        add["temperature"] = gr.Slider(0.0, 1.5, value=WISHES["temperature"], step=0.1, label="Temperature")
-        add["system"] = gr.Textbox(
-            WISHES["system"], label="System prompt", lines=3, placeholder="Who should answer, and how"
+        add["speech"] = gr.Checkbox(DEFAULTS.speech, label="Speak answers")
+        add["voice_name"] = gr.Dropdown([AUTOMATIC], value=DEFAULTS.voice_name, label="Voice", allow_custom_value=False)
+        add["max_tokens"] = gr.Slider(32, 2048, value=DEFAULTS.max_tokens, step=32, label="Longest answer (tokens)")
+        add["temperature"] = gr.Slider(0.0, 1.5, value=DEFAULTS.temperature, step=0.1, label="Temperature")
+        add["system_prompt"] = gr.Textbox(
+            DEFAULTS.system_prompt, label="System prompt", lines=3, placeholder="Who should answer, and how"
         )
 
     def _conversation(self) -> None:
@@ -109,7 +109,7 @@ class Page:
     def _chat_events(self, demo: gr.Blocks) -> None:
         w, chat = self._widgets, self._chat
         wishes = [w["key"], *(w[name] for name in WISHES)]
-        answers = {"concurrency_limit": None, "trigger_mode": "multiple"}
+        answers: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple"}
         self._on(w["box"].submit, chat.send, [w["box"], *wishes], **answers)
         self._on(w["voice"].turn, chat.spoken, wishes, **answers)
         self._on(w["chat"].retry, chat.retry, wishes, **answers)
@@ -134,11 +134,11 @@ class Page:
     def _settings_events(self, demo: gr.Blocks) -> None:
         """The settings live in the browser and come back with the page."""
         fields = [self._widgets[name] for name in WISHES]
-        kept = gr.BrowserState(WISHES, storage_key="omni-settings", secret=BROWSER_SECRET)
+        kept = gr.BrowserState(dataclasses.asdict(DEFAULTS), storage_key="omni-settings", secret=BROWSER_SECRET)
         quietly: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         for field in fields:
             field.input(lambda *values: dict(zip(WISHES, values, strict=True)), fields, kept, **quietly)
-        demo.load(lambda values: list((WISHES | (values or {})).values()), [kept], fields, **quietly)
+        demo.load(_settings, [kept], fields, **quietly)
 
     def _status_events(self, demo: gr.Blocks) -> None:
         w = self._widgets
@@ -192,6 +192,11 @@ class Page:
     def _by_widget(self, update: dict[str, Any] | None, outputs: tuple[str, ...]) -> dict[Any, Any]:
         # Gradio takes an empty dictionary for a missing one, so "nothing to change" is said about one widget.
         return {self._widgets[name]: value for name, value in (update or {outputs[0]: gr.skip()}).items()}
+
+
+def _settings(kept: dict[str, Any] | None) -> list[Any]:
+    """The settings in the order of their widgets; what the browser does not know has its default."""
+    return [(kept or {}).get(name, default) for name, default in dataclasses.asdict(DEFAULTS).items()]
 
 
 def _script() -> str:

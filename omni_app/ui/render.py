@@ -48,6 +48,7 @@ def _message(turn: Turn) -> dict[str, Any]:
     content: list[Any] = [{"path": str(part.path)} for part in turn.media if part.path and part.path.exists()]
     if missing := len(turn.media) - len(content):
         content.append(_quiet("note", f"{missing} file(s) of this message are no longer on the disk."))
+    content += [_quiet("note", f"{part.name}: {part.note}") for part in turn.media if part.note]
     if turn.text:
         content.append(shown(turn.text))
     if turn.speech is not None and turn.speech.exists():

@@ -106,7 +106,7 @@ onmessage = async ({data}) => {
 const asUrl = (source) => URL.createObjectURL(new Blob([source], {type: 'text/javascript'}));
 
 class SpeechPlayer {
-  constructor({rate = 24000, prebufferSeconds = 0.1, on = () => {}} = {}) {
+  constructor({rate = 24000, prebufferSeconds = 0.05, on = () => {}} = {}) {
     Object.assign(this, {rate, prebufferSeconds, on, generation: 0, speaking: false, stats: {}});
   }
   // Must first be called from a click or a key press: browsers allow no sound before one.
