@@ -14,12 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from omni_app.ui.store import Conversation, Store, Turn
-from omni_app.ui.visitor import name_of
+from omni_app.ui.visitor import visitor_of
 
 
 def routes(store: Store) -> list[Route]:
     async def export(request: Request) -> Response:
-        conversation = store.get(name_of(request.cookies), request.path_params["key"])
+        conversation = store.get(visitor_of(request), request.path_params["key"])
         if conversation is None or not conversation.turns:
             return Response("There is nothing to export in this conversation yet.", status_code=404)
         name = re.sub(r"[^A-Za-z0-9]+", "-", conversation.title).strip("-") or "conversation"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from omni_app.runner import Runner
-from omni_app.settings import Settings
 from omni_app.ui import examples
 from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat, Wishes
+from omni_app.ui.tools import Ask
 
 STATIC = Path(__file__).parent / "static"
 BROWSER_SECRET = "omni-app"  # obfuscates what the browser keeps; only settings and ids are kept there
@@ -38,10 +39,10 @@ LATEX: list[dict[str, str | bool]] = [
 class Page:
     """The widgets by name, so that handlers can speak of them without holding them."""
 
-    def __init__(self, chat: Chat, runner: Runner, settings: Settings) -> None:
+    def __init__(self, chat: Chat, runner: Runner, ask: Ask) -> None:
         self._chat = chat
         self._runner = runner
-        self._settings = settings
+        self._ask = ask
         self._widgets: dict[str, Any] = {}
 
     def build(self) -> gr.Blocks:
@@ -55,6 +56,7 @@ class Page:
             self._chat_events(demo)
             self._settings_events(demo)
             self._status_events(demo)
+            api(self._ask, api_name="ask", concurrency_limit=None)
         return demo
 
     def _sidebar(self) -> None:

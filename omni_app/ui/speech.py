@@ -22,7 +22,7 @@ from omni_app.conversation import AudioDelta, Part
 from omni_app.errors import MediaRejected, OmniError
 from omni_app.media import Limits, ingest
 from omni_app.ui.live import Replies
-from omni_app.ui.visitor import name_of
+from omni_app.ui.visitor import visitor_of
 
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Content-Encoding": "identity"}
 _MOST_UTTERANCES = 256
@@ -59,7 +59,7 @@ def routes(replies: Replies, utterances: Utterances, limits: Limits) -> list[Rou
     most_bytes = limits.max_upload_mb * 1_000_000
 
     async def voice(request: Request) -> Response:
-        reply = replies.heard_by(name_of(request.cookies), request.path_params["run"])
+        reply = replies.heard_by(visitor_of(request), request.path_params["run"])
         if reply is None:
             return Response(status_code=404)
         pieces = reply.speech()
@@ -70,9 +70,9 @@ def routes(replies: Replies, utterances: Utterances, limits: Limits) -> list[Rou
         return StreamingResponse(_pcm(first, pieces), media_type="application/octet-stream", headers=headers)
 
     async def utterance(request: Request) -> Response:
-        visitor = name_of(request.cookies)
+        visitor = visitor_of(request)
         if not visitor:
-            return _refused("This page needs its cookie. Please allow cookies for it and reload.", 403)
+            return _refused("This page needs its cookie, and your login where it asks for one. Please reload it.", 403)
         sound = bytearray()
         async for chunk in request.stream():
             sound += chunk

@@ -82,7 +82,7 @@ class Store:
 
     def get(self, visitor: str, key: str | None) -> Conversation | None:
         """The visitor's own conversation of that id, or None: another visitor's is as absent as one that never was."""
-        if not key or not key.isalnum():
+        if not visitor or not key or not key.isalnum():
             return None
         if (found := self._open.get((visitor, key))) is not None:
             return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,6 +38,17 @@ def name_of(cookies: dict[str, str] | Any) -> str:
     """The visitor's folder name for these request cookies; empty when the browser sent none of ours."""
     token = cookies.get(COOKIE, "")
     return hashlib.sha256(token.encode()).hexdigest()[:32] if _TOKEN.fullmatch(token) else ""
+
+
+def visitor_of(request: Request) -> str:
+    """The visitor of a request to one of our own routes; empty also for one who has not logged in where one must.
+
+    Gradio guards only its own routes, so this asks its App the way its own login check does.
+    """
+    app = request.app
+    tokens = [request.cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure")]
+    logged_in = app.auth is None or any(token in app.tokens for token in tokens if token)
+    return name_of(request.cookies) if logged_in else ""
 
 
 def cookies_of(headers: Headers) -> dict[str, str]:

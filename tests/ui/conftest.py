@@ -7,25 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
+from benchmarks.browser import Visitor, chromium_path, launched
 from omni_app.runner import Runner
 from omni_app.settings import Settings
 from tests.scripted import ScriptedEngine
 
-pytest.importorskip("playwright")
-from benchmarks.browser import Visitor, chromium_path, launched
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _needs_chromium() -> None:
-    if chromium_path() is None:
-        pytest.skip("no Chromium here: sudo apt install chromium")
-
 
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
+    if chromium_path() is None:
+        pytest.skip("no Chromium here: sudo apt install chromium")
     with sync_playwright() as started:
         yield started
 

@@ -1,0 +1,65 @@
+"""What Gradio's own API and MCP clients may call: `/gradio_api/call/ask` and the MCP tool `ask`."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import gradio as gr
+
+from omni_app.conversation import AudioDelta, Message, Part, ReplyOptions, TextDelta
+from omni_app.errors import OmniError
+from omni_app.media import Limits, check_text, ingest_data_url
+from omni_app.media.audio import WavWriter
+from omni_app.runner import Runner
+
+Ask = Callable[[str, str, bool, str], Awaitable[tuple[str, str]]]
+
+
+def ask_tool(runner: Runner, limits: Limits) -> Ask:
+    async def ask(message: str, attachment: str = "", speech: bool = False, voice: str = "") -> tuple[str, str]:
+        """Ask Omni one question, with a picture, a sound or a clip if you like, and get its whole answer.
+
+        Args:
+            message: The question, in plain text.
+            attachment: A file as a data URL (data:<type>;base64,...); empty for none.
+            speech: Whether to speak the answer too.
+            voice: Name of the voice; empty for the engine's own choice.
+
+        Returns:
+            The answer's text, and its speech as a data URL of a WAV file (empty without speech).
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                check_text(message, limits)
+                media = [await ingest_data_url(attachment, into=Path(folder), limits=limits)] if attachment else []
+                return await _answer(
+                    runner, message, media, ReplyOptions(speech=speech, voice=voice or None), Path(folder)
+                )
+            except OmniError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+
+    return ask
+
+
+async def _answer(
+    runner: Runner, message: str, media: list[Part], options: ReplyOptions, folder: Path
+) -> tuple[str, str]:
+    text, pieces = "", list[AudioDelta]()
+    async for event in runner.reply([Message.of("user", message, *media)], options):
+        if isinstance(event, TextDelta):
+            text += event.text
+        elif isinstance(event, AudioDelta):
+            pieces.append(event)
+    return text, _data_url(pieces, folder / "answer.wav")
+
+
+def _data_url(pieces: list[AudioDelta], path: Path) -> str:
+    if not pieces:
+        return ""
+    with WavWriter(path, pieces[0].sample_rate) as wav:
+        for piece in pieces:
+            wav.write(piece.pcm)
+    return "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,121 @@
+"""The server as a whole, without a browser: login, headers, cookies, tools, and what a default start loads."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client
+from pydantic import SecretStr
+
+from omni_app.runner import Runner
+from omni_app.settings import Settings
+from omni_app.ui.launch import _warn_of_exposure, serve
+from tests.scripted import ScriptedEngine
+from tests.ui.conftest import App
+
+HTML = {"accept": "text/html"}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("guarded"), port=0, auth=SecretStr("ann:secret"))
+    demo, url = serve(settings, Runner(ScriptedEngine(), "Chosen by the test.", 4))
+    yield url
+    demo.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "config"),
+        ("GET", "gradio_api/info"),
+        ("POST", "gradio_api/upload"),
+        ("POST", "v1/chat/completions"),
+        ("GET", "v1/models"),
+        ("GET", "metrics"),
+    ],
+)
+def test_login_guards_every_way_in(guarded: str, method: str, path: str) -> None:
+    assert httpx.request(method, guarded + path).status_code == 401
+
+
+def test_login_guards_recordings_too(guarded: str) -> None:
+    with httpx.Client(base_url=guarded) as client:
+        client.get("/", headers=HTML)
+        assert client.post("/gradio_api/utterance", content=b"RIFF").status_code == 403
+        assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+        answer = client.post("/gradio_api/utterance", content=b"RIFF")
+        assert answer.status_code == 400
+        assert "error" in answer.json()
+
+
+def test_cookie_is_given_once_unreadable_for_scripts_and_fit_for_frames_over_https(app: App) -> None:
+    with httpx.Client(base_url=app.url) as client:
+        cookie = client.get("/", headers=HTML).headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=Lax" in cookie
+        assert "set-cookie" not in client.get("/", headers=HTML).headers
+    secure = httpx.get(app.url, headers=HTML | {"x-forwarded-proto": "https"}).headers["set-cookie"]
+    assert "SameSite=None; Secure; Partitioned" in secure
+
+
+def test_every_response_carries_the_security_headers(app: App) -> None:
+    for path in ("", "health", "v1/models", "nowhere"):
+        headers = httpx.get(app.url + path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "img-src 'self'" in headers["content-security-policy"]
+
+
+def test_oversized_recording_is_refused_before_it_is_taken_in(app: App) -> None:
+    with httpx.Client(base_url=app.url) as client:
+        client.get("/", headers=HTML)
+        answer = client.post("/gradio_api/utterance", content=(b"x" * 10**6 for _ in range(120)))
+        assert answer.status_code == 413
+        assert "100 MB" in answer.json()["error"]
+
+
+def test_gradio_client_and_mcp_offer_the_one_tool(app: App) -> None:
+    client = Client(app.url, verbose=False)
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/ask"]
+    text, speech = client.predict("hello", "", True, "", api_name="/ask")
+    assert text == "echo: hello "
+    assert speech.startswith("data:audio/wav;base64,UklGR")
+    schema = httpx.get(app.url + "gradio_api/mcp/schema").json()
+    assert [tool["name"] for tool in schema] == ["ask"]
+
+
+def test_tool_says_what_is_wrong(app: App) -> None:
+    client = Client(app.url, verbose=False)
+    with pytest.raises(Exception, match="never fetch"):
+        client.predict("hello", "https://example.com/cat.png", False, "", api_name="/ask")
+    with pytest.raises(Exception, match="no voice"):
+        client.predict("hello", "", False, "soprano", api_name="/ask")
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        (Settings(), False),
+        (Settings(host="0.0.0.0"), True),
+        (Settings(share=True), True),
+        (Settings(host="0.0.0.0", auth=SecretStr("a:b")), False),
+    ],
+)
+def test_open_doors_are_announced(settings: Settings, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _warn_of_exposure(settings)
+    assert ("OMNI_AUTH" in caplog.text) == warned
+
+
+def test_default_start_loads_nothing_heavy() -> None:
+    heavy = "torch transformers vllm onnxruntime onnx xllamacpp moonshine_voice rapidocr cv2 av kokoro_onnx"
+    code = f"import sys, omni_app.ui.launch; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "[]"
