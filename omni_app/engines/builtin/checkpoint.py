@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from omni_app.errors import AssetUnavailable
 
@@ -95,7 +95,8 @@ def _view(tensor: _Tensor, storages: Mapping[str, Array]) -> Array:
 
     flat = storages[tensor.storage.key]
     strides = [step * flat.itemsize for step in tensor.stride]
-    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides).copy()
+    view: Any = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
+    return cast("Array", view.copy())
 
 
 class _StateDictUnpickler(pickle.Unpickler):

@@ -55,5 +55,6 @@ def pixels(image: Image.Image) -> list[NDArray[np.float32]]:
 
 def _scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """0..255 in (height, width, 3) to what the network was trained on."""
-    scaled: NDArray[np.float32] = (values.transpose(2, 0, 1) - 127) / 128
-    return scaled
+    import numpy as np
+
+    return ((values.transpose(2, 0, 1) - 127) / 128).astype(np.float32)

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _READING_SIDE = 1024
 """Longest side in pixels for reading text; one pass of the detector takes half a second on one core at this size."""
+_LEAST_PAGE_SIDE = 256
+_MOST_ASPECT = 4
 _READING_THRESHOLD = 0.8
 """Text below this confidence was, on photographs without any, always something else."""
 
@@ -58,11 +60,19 @@ class Looker:
     def _read(self, image: Image.Image) -> tuple[Line, ...]:
         import numpy as np
 
-        page = image.copy()
-        page.thumbnail((_READING_SIDE, _READING_SIDE))
-        found = self._reader(np.asarray(page)[:, :, ::-1])  # BGR, as OpenCV has it
+        found = self._reader(np.asarray(_page(image))[:, :, ::-1])  # BGR, as OpenCV has it
         lines = zip(found.txts or (), found.scores or (), strict=True)
         return tuple(Line(text, float(score)) for text, score in lines if text.strip())
+
+
+def _page(image: Image.Image) -> Image.Image:
+    """Small enough to read, and never a thin strip: the reader widens those until memory runs out."""
+    page = image.copy()
+    page.thumbnail((_READING_SIDE, _READING_SIDE))
+    least = max(*page.size, _LEAST_PAGE_SIDE) // _MOST_ASPECT
+    canvas = Image.new("RGB", (max(page.width, least), max(page.height, least)), page.getpixel((0, 0)))
+    canvas.paste(page)
+    return canvas
 
 
 def _reader(models: Path) -> Any:

@@ -206,7 +206,7 @@ async def test_a_file_that_is_gone_is_told(house: House, tmp_path: Path, kind: s
 
 async def test_a_system_message_replaces_ours(house: House) -> None:
     await collect(house.say("hi"))
-    assert "helpful assistant" in house.mind.asked[-1][0]["content"]
+    assert "assistant" in house.mind.asked[-1][0]["content"]
     messages = [Message.of("system", "Be a pirate."), Message.of("user", "hi")]
     await collect(house.engine.reply(messages, ReplyOptions()))
     assert house.mind.asked[-1] == [
