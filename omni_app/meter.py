@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from omni_app.conversation import AudioDelta, Event, ReplyEnd, ReplyStats, TextDelta
 
 CHARS_PER_TOKEN = 4
+FEWEST_DELTAS = 8
+"""A text that comes in fewer pieces, uncounted, was not decoded as we watched: it has no rate to speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class ReplyMeter:
         return max(self._deltas, round(self._chars / CHARS_PER_TOKEN))
 
     def _rate(self, tokens: int) -> float | None:
-        if self._first_text is None or tokens < 2 or self._last_text <= self._first_text:
+        watched = self._counted is not None or self._deltas >= FEWEST_DELTAS
+        if self._first_text is None or not watched or tokens < 2 or self._last_text <= self._first_text:
             return None
         return (tokens - 1) / (self._last_text - self._first_text)

@@ -76,3 +76,11 @@ def test_nothing_yet(clock: Clock) -> None:
     assert (figures.first_text_s, figures.first_sound_s, figures.real_time_factor) == (None, None, None)
     assert figures.total_s == 3
     assert meter.line() == ""
+
+
+def test_text_that_came_in_a_few_blocks_uncounted_has_no_decode_rate() -> None:
+    clock = iter([0.0, 1.0, 1.001, 1.002, 2.0]).__next__
+    meter = ReplyMeter(clock)
+    for text in ("A whole paragraph that was composed, not decoded.", "Another one."):
+        meter.observe(TextDelta(text))
+    assert meter.figures().tokens_per_second is None

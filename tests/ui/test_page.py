@@ -32,9 +32,9 @@ def user(visitor: Visitor) -> Any:
     return visitor.page.locator("#chat [data-testid=user]")
 
 
-def finished(visitor: Visitor, answers: int = 1) -> None:
+def finished(visitor: Visitor, answers: int = 1, seconds: float = 20) -> None:
     """Wait until that many answers have their figures."""
-    expect(visitor.page.locator("#chat .figures")).to_have_count(answers, timeout=20_000)
+    expect(visitor.page.locator("#chat .figures")).to_have_count(answers, timeout=seconds * 1000)
 
 
 def until(visitor: Visitor, condition: Callable[[], bool]) -> None:
@@ -53,8 +53,8 @@ def press(visitor: Visitor, name: str) -> None:
     visitor.page.get_by_role("button", name=name, exact=True).first.click()
 
 
-def silent(visitor: Visitor) -> None:
-    expect(visitor.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=20_000)
+def silent(visitor: Visitor, seconds: float = 20) -> None:
+    expect(visitor.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=seconds * 1000)
 
 
 @pytest.fixture(scope="module")
