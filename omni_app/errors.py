@@ -46,3 +46,11 @@ class EngineFailed(OmniError):
 
 class AssetUnavailable(EngineUnavailable):
     """A model file is missing and could not be fetched."""
+
+
+class CheckpointUnusable(EngineUnavailable):
+    """A model folder that cannot be served: the wrong one, not whole, or with a part quantized that must not be."""
+
+
+class DoesNotFit(EngineUnavailable):
+    """A model that this machine cannot hold. The message has the sum."""
