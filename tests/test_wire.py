@@ -239,6 +239,10 @@ class TestDecode:
     def test_fallback_finish_without_modality(self) -> None:
         assert decoded(sse(text("a"), finish()) + DONE) == [TextDelta("a"), ReplyEnd()]
 
+    def test_a_count_of_nothing_is_no_count(self) -> None:
+        zero = {"choices": [], "usage": {"prompt_tokens": 0, "total_tokens": 0, "completion_tokens": 0}}
+        assert decoded(sse(text("a"), finish(), zero) + DONE) == [TextDelta("a"), ReplyEnd()]
+
     def test_the_last_metrics_win(self) -> None:
         first, last = ({"stage_metrics": {"0": {"num_tokens_out": n}}} for n in (1, 2))
         events = decoded(

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Served:
     """False when the voices are only the published ones; then the server has the last word on a voice."""
     modalities: frozenset[Kind] = ALL_KINDS
     speaks: bool = True
+    context: int | None = None
+    """Most tokens of prompt and answer together; the server refuses a token limit above it."""
 
 
 class VllmOmniEngine:
@@ -86,7 +88,7 @@ class VllmOmniEngine:
         """Raises EngineFailed too when no event comes for `silence_seconds`."""
         served = self._served or await self._ask_what_is_served()
         _check_voice(options, served)
-        write = partial(_written, messages, options, served.model)
+        write = partial(_written, messages, _within(served.context, options), served.model)
         content, max_tokens = await anyio.to_thread.run_sync(write)
         async with aclosing(self._events(content, max_tokens)) as events:
             while True:
@@ -212,6 +214,11 @@ def _check_voice(options: ReplyOptions, served: Served) -> None:
         raise BadRequest(f'The model has no voice "{asked[:50]}". It has: {", ".join(served.voices)}.')
 
 
+def _within(context: int | None, options: ReplyOptions) -> ReplyOptions:
+    asked = options.max_tokens or wire.DEFAULT_MAX_TOKENS
+    return options if context is None else replace(options, max_tokens=min(asked, context))
+
+
 def _written(messages: Sequence[Message], options: ReplyOptions, model: str) -> tuple[bytes, int | None]:
     """The request body and its token limit. Reads media files: not for the event loop."""
     body = wire.build_request(messages, options, model=model, read=_content)
@@ -233,12 +240,14 @@ def _served(entry: Mapping[str, object]) -> Served:
     said = entry.get("voices")
     voices = tuple(map(str, said)) if isinstance(said, list) else _voices_in(str(entry.get("root") or model))
     known = entry.get("modalities")
+    context = entry.get("max_model_len")
     return Served(
         model=model,
         voices=PUBLISHED_VOICES if voices is None else voices,
         voices_known=voices is not None,
         modalities=frozenset(kind for kind in ALL_KINDS if kind in known) if isinstance(known, list) else ALL_KINDS,
         speaks=entry.get("speaks") is not False,
+        context=context if isinstance(context, int) and context > 0 else None,
     )
 
 

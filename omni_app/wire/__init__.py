@@ -21,9 +21,10 @@ from omni_app.wire.decode import ReplyDecoder, decode_body
 from omni_app.wire.encode import DONE, ReplyEncoder, completion_body
 from omni_app.wire.faults import error_body, error_from, error_in_stream
 from omni_app.wire.request import ChatRequest, MediaRef, MessageSpec, parse_request
-from omni_app.wire.sending import build_request, data_url, token_limit
+from omni_app.wire.sending import DEFAULT_MAX_TOKENS, build_request, data_url, token_limit
 
 __all__ = [
+    "DEFAULT_MAX_TOKENS",
     "DONE",
     "ChatRequest",
     "MediaRef",

@@ -97,7 +97,8 @@ class ReplyDecoder:
         if chunk.get("modality") == "audio":
             # Speech chunks count the prompt alone, and 0 before the server knows even that.
             self._prompt_tokens = prompt or self._prompt_tokens
-        elif usage:
+        elif prompt or completion:
+            # All zero is what a server counts that was asked for speech alone.
             self._prompt_tokens, self._completion_tokens = prompt, completion
         self._stages = _stages(chunk) or self._stages
 

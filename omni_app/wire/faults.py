@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 from omni_app.errors import BadRequest, EngineAtCapacity, EngineFailed, EngineUnavailable, OmniError
 
-LONGEST_MESSAGE = 600
+LONGEST_MESSAGE = 300
 """Characters of a server's own words that we repeat; the rest is most likely a page of HTML or a traceback."""
+TOO_LONG = ("maximum context length", "max_model_len")
+"""vllm-omni 0.30 answers 500 to a prompt over its context; these words tell it from a failure."""
 
 
 def error_body(error: OmniError, status: int | None = None) -> dict[str, object]:
@@ -32,6 +34,10 @@ def error_from(status: int, body: bytes, *, server: str) -> OmniError:
         return EngineAtCapacity(_join(f"{server} answers as many as it can; please try again in a moment", said))
     if status in (502, 503, 504):
         return EngineUnavailable(_join(f"{server} is not ready, it may still be loading (HTTP {status})", said))
+    if any(words in said for words in TOO_LONG):
+        return BadRequest(
+            _join("The conversation is longer than the model can take in; shorten it or start a new one", said)
+        )
     if 400 <= status < 500:
         return BadRequest(_join("The model's server did not accept the request", said))
     return EngineFailed(_join(f"{server} failed (HTTP {status})", said))
@@ -72,6 +78,7 @@ def _words(said: object, depth: int = 4) -> str:
 
 
 def _shortened(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "…"
 
 

@@ -204,6 +204,13 @@ class TestReply:
         engine = await connect(ScriptedServer())
         assert (await outcome(engine, max_tokens=20))[0][-1] == ReplyEnd("length")
 
+    @pytest.mark.parametrize(("asked", "sent"), [(None, 100), (5000, 100), (20, 20)])
+    async def test_the_limit_stays_within_the_context(self, connect: Any, asked: int | None, sent: int) -> None:
+        server = ScriptedServer()
+        server.models = JSONResponse({"data": [{"id": "omni", "max_model_len": 100}]})
+        await outcome(await connect(server), max_tokens=asked)
+        assert server.bodies[0]["max_tokens"] == sent
+
     async def test_slow_drip(self, connect: Any) -> None:
         pieces = [ANSWER[start : start + 3] for start in range(0, 300, 3)]
         assert await outcome(await connect(ScriptedServer(*pieces, ANSWER[300:]))) == (EVENTS, None)
@@ -262,6 +269,7 @@ class TestTrouble:
             (429, {"error": {"message": "Too many."}}, EngineAtCapacity, "Too many"),
             (500, {"error": {"message": "OOM", "request_id": "r", "error_stage_id": 1}}, EngineFailed, "OOM"),
             (500, {"detail": "boom"}, EngineFailed, "boom"),
+            (500, {"error": {"message": "maximum context length is 9"}}, BadRequest, "start a new one"),
             (503, {"error": {"message": "Starting."}}, EngineUnavailable, "loading"),
             (307, {}, EngineFailed, "307"),
         ],
