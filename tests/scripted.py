@@ -24,7 +24,7 @@ def tone(seconds: float, start: float = 0.0, hertz: float = 440.0) -> bytes:
 class ScriptedEngine:
     """Answers "echo: <text>" word by word with 0.2 s of tone a word. Words in the question steer it:
 
-    `long` makes 60 words, `slow` waits 0.3 s a word, `fail` breaks in the middle, `markup` answers with HTML and script.
+    `long` makes 60 words, `slow` waits 0.3 s a word, `fail` breaks in the middle, `markup` answers with HTML.
     """
 
     def __init__(self, word_seconds: float = 0.05) -> None:

@@ -39,15 +39,16 @@ class Wishes:
 
     speech: bool = True
     voice_name: str = AUTOMATIC
-    max_tokens: int = 256
-    temperature: float = 0.4
+    max_tokens: int = 0
+    """0 leaves it to the engine."""
+    temperature: float = 0.2
     system_prompt: str = ""
 
     def options(self) -> ReplyOptions:
         return ReplyOptions(
             speech=self.speech,
             voice=None if self.voice_name in ("", AUTOMATIC) else self.voice_name,
-            max_tokens=int(self.max_tokens),
+            max_tokens=int(self.max_tokens) or None,
             temperature=float(self.temperature),
         )
 

@@ -78,7 +78,9 @@ class Page:
         add = self._widgets
         add["speech"] = gr.Checkbox(DEFAULTS.speech, label="Speak answers")
         add["voice_name"] = gr.Dropdown([AUTOMATIC], value=DEFAULTS.voice_name, label="Voice", allow_custom_value=False)
-        add["max_tokens"] = gr.Slider(32, 2048, value=DEFAULTS.max_tokens, step=32, label="Longest answer (tokens)")
+        add["max_tokens"] = gr.Slider(
+            0, 2048, value=DEFAULTS.max_tokens, step=32, label="Longest answer (tokens; 0 is automatic)"
+        )
         add["temperature"] = gr.Slider(0.0, 1.5, value=DEFAULTS.temperature, step=0.1, label="Temperature")
         add["system_prompt"] = gr.Textbox(
             DEFAULTS.system_prompt, label="System prompt", lines=3, placeholder="Who should answer, and how"

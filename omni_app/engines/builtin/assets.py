@@ -203,7 +203,12 @@ _LICENCES = (
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch and check the model files of the builtin engine.")
     parser.add_argument("--cache-dir", type=Path, default=Settings().cache_dir, help="where to keep them")
-    cache_dir: Path = parser.parse_args().cache_dir
+    parser.add_argument("--licences", action="store_true", help="only list the licences of models and libraries")
+    arguments = parser.parse_args()
+    if arguments.licences:
+        print("\n".join(f"{one.what}: {one.licence}, {one.source} {one.note}".rstrip() for one in licences()))
+        return 0
+    cache_dir: Path = arguments.cache_dir
     try:
         ensure_all(cache_dir, lambda line: print(line, flush=True))
     except AssetUnavailable as error:

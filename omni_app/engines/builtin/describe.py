@@ -14,26 +14,26 @@ _HINT = 0.1
 
 _MOST_LINES = 12
 LIMITS = (
-    "That is all I can find out here: I cannot tell people, actions, places or how many of something there are. "
+    "I cannot tell people, actions, places or how many of something there are. "
     "Qwen3-Omni can; this is only the small built-in engine."
 )
 
 
 def describe_picture(sight: Sight) -> str:
+    """What answers most questions comes first: it is what gets spoken first too."""
     width, height = sight.size
     return " ".join(
-        (f"This picture is {width} by {height} pixels{_colours(sight.colours)}.", _things(sight), _text(sight, "it"))
+        (_text(sight, "it"), _things(sight), f"The picture is {width} by {height} pixels{_colours(sight.colours)}.")
     )
 
 
 def describe_clip(sight: Sight | None, seconds: float | None, transcript: str | None) -> str:
     """`sight` None: no frame could be read. `transcript` None: the clip has no sound; empty: no words were heard."""
-    length = f"This clip is {_seconds(seconds)} long" if seconds else "This is a clip"
+    length = f"The clip is {_seconds(seconds)} long" if seconds else "This is a clip"
     if sight is None:
-        shown = f"{length}, but I could not read a picture out of it."
-    else:
-        shown = " ".join((f"{length}{_colours(sight.colours)}.", _things(sight), _text(sight, "its pictures")))
-    return f"{shown} {_sound(transcript)}"
+        return f"{_sound(transcript)} {length}, but I could not read a picture out of it."
+    shown = (_text(sight, "its pictures"), _things(sight), f"{length}{_colours(sight.colours)}.")
+    return " ".join((_sound(transcript), *shown))
 
 
 def _colours(colours: Sequence[str]) -> str:
@@ -52,7 +52,7 @@ def _things(sight: Sight) -> str:
 def _text(sight: Sight, where: str) -> str:
     if not sight.lines:
         return f"I found no readable text in {where}."
-    read = "\n".join(line.text for line in sight.lines[:_MOST_LINES])
+    read = ", ".join(line.text for line in sight.lines[:_MOST_LINES])
     left = len(sight.lines) - _MOST_LINES
     more = f" And {left} more lines." if left > 0 else ""
     return f"The text I can read in {where}: “{read}”.{more}"

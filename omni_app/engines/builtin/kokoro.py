@@ -6,6 +6,7 @@ Importing this module loads onnxruntime; import it only where Kokoro is going to
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -80,6 +81,7 @@ class KokoroVoices:
     def _phonemes(self, text: str) -> str:
         """Phonemes that the model knows. Flags like "(fr)" for foreign words are left out: they would be spoken."""
         # phonemizer keeps its backend, and that backend's copy of eSpeak NG, from one call to the next.
+        logging.getLogger("phonemizer").setLevel(logging.ERROR)  # it warns of every text whose word count it lost
         spoken = phonemizer.phonemize(
             spelled(text), _LANGUAGE, preserve_punctuation=True, with_stress=True, language_switch="remove-flags"
         )

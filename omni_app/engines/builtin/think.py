@@ -21,7 +21,7 @@ SLOTS = 8
 turn of it prefills only what is new."""
 CONTEXT_TOKENS = 2048
 """Of each slot, prompt and answer together. Slots do not share their memory, so a long prompt starves nobody."""
-MAX_TOKENS = 256
+MAX_TOKENS = 160
 """Of an answer, where nobody asks for another number."""
 
 _LEAST_ANSWER_TOKENS = 64

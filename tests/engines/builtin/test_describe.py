@@ -43,7 +43,7 @@ def test_nothing_found_says_so() -> None:
 
 
 def test_text_is_quoted_as_it_was_read() -> None:
-    assert "“Exit\nLevel 2”" in describe_picture(sight(lines=("Exit", "Level 2")))
+    assert "“Exit, Level 2”" in describe_picture(sight(lines=("Exit", "Level 2")))
     assert "And 3 more lines." in describe_picture(sight(lines=tuple(f"row {n}" for n in range(15))))
 
 

@@ -194,8 +194,8 @@ async def test_a_picture_is_described_without_the_language_model(house: House, p
 
 async def test_several_pictures_are_numbered(house: House, picture: Part) -> None:
     text = text_of(await collect(house.say("", picture, picture)))
-    assert text.startswith("1. This picture")
-    assert "\n\n2. This picture" in text
+    assert text.startswith("1. The text")
+    assert "\n\n2. The text" in text
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "video"])
