@@ -27,8 +27,12 @@ class Runner:
         self._failure: str | None = None
 
     def start(self) -> None:
-        """Begin loading on the running loop and return at once: the page opens while the models still load."""
-        if self._starting is None:
+        """Begin loading on the running loop and return at once: the page opens while the models still load.
+
+        After a failed start this tries again; while one runs, or after a good one, it does nothing.
+        """
+        if self._starting is None or self._failure is not None:
+            self._failure = None
             self._starting = asyncio.create_task(self._start(), name="engine start")
 
     async def _start(self) -> None:
@@ -60,6 +64,8 @@ class Runner:
             )
         self._running += 1
         try:
+            if self._failure is not None:
+                self.start()
             await asyncio.shield(self._starting)
             if self._failure is not None:
                 raise EngineUnavailable(self._failure)
