@@ -28,6 +28,17 @@ class Settings(BaseSettings):
         SecretStr(""), description="Bearer token that callers of /v1 must send; empty for none."
     )
 
+    serve_venv: Path = Field(
+        Path(".venv-serve"), description="Environment of the model's server; `make serve` builds it."
+    )
+    serve_host: str = Field("127.0.0.1", description="Address that the model's server listens on.")
+    serve_port: int = Field(8091, ge=1, le=65535, description="Port of the model's server.")
+    operator: SecretStr = Field(
+        SecretStr(""),
+        description="Password to start and stop the model's server on the System page; without one, that works only "
+        "on this machine itself.",
+    )
+
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("omni-app")),
         description="Where conversations and their media are kept.",

@@ -1,0 +1,105 @@
+"""What the recorded start-up logs tell, and what damaged ones cannot break."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from omni_app.server import log
+from omni_app.server.log import Follower, StartupLog
+from tests.server.fake_vllm import LOGS
+
+
+def told(name: str) -> StartupLog:
+    startup = StartupLog(clock=lambda: 1000.0)
+    with gzip.open(LOGS / f"{name}.log.gz", "rt") as lines:
+        for line in lines:
+            startup.feed(line.rstrip("\n"))
+    return startup
+
+
+def test_a_warm_start_in_phases_and_seconds_of_the_logs_own_clock() -> None:
+    startup = told("vllm026_warm_ready")
+    thinker, talker, code2wav = startup.stages
+    assert [stage.phase for stage in startup.stages] == ["ready"] * 3
+    assert thinker.seconds == {
+        "importing": 40, "loading": 22, "profiling": 19, "compiling": 3, "warming": 0, "capturing": 4
+    }  # fmt: skip
+    assert (thinker.weights_gib, thinker.room_tokens, thinker.pid) == (19.28, 160_672, 3950)
+    assert (talker.weights_gib, talker.room_tokens, talker.pid) == (6.26, 657_792, 4377)
+    assert (code2wav.weights_gib, code2wav.room_tokens, code2wav.pid) == (0.47, None, 4788)
+    assert startup.kernels == ["MarlinNvFp4LinearKernel", "MARLIN"]
+    assert thinker.words(0.0).startswith("thinker: ready (19.3 GiB of weights, room for 160,672 tokens, ")
+
+
+def test_a_start_of_0_30_that_ended_early() -> None:
+    thinker, talker, code2wav = told("vllm030_thinker_then_stopped").stages
+    assert thinker.phase == "ready"
+    assert thinker.seconds == {"importing": 50, "loading": 27, "profiling": 158, "warming": 103}
+    assert talker.words(1012.0) == "talker: starting Python, 12 s"
+    assert code2wav.words(1012.0) == "code2wav: waiting for its turn"
+
+
+def test_two_workers_of_one_stage_are_that_stage() -> None:
+    thinker = told("vllm026_wrong_tensor_parallel").stages[0]
+    assert thinker.phase == "importing"
+
+
+def test_progress_bars_are_told_as_counts() -> None:
+    startup = StartupLog(clock=lambda: 5.0)
+    startup.feed("Launching Orchestrator thread with 3 stages")
+    startup.feed(
+        "(StageEngineCoreProc_stage0_replica0 pid=7) INFO 11-23 04:03:34 [x.py:1] Starting to load model /m..."
+    )
+    assert startup.feed("Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:00<00:01,  3.79it/s]")
+    assert startup.stages[0].words(9.0) == "thinker: loading the weights (3 of 7), 4 s"
+    assert not startup.feed("Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:00<00:01,  3.79it/s]")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "\0\0\0", "\x1b[31mred\x1b[0m", "x" * 100_000, "Stage 99 initialized", "INFO 13-45 99:99:99 nonsense",
+        "(StageEngineCoreProc_stage99_replica0 pid=1) Model loading took", "Launching Orchestrator thread with",
+        "stage-7 [rep-0] EngineCore running", "(StageEngineCoreProc_stage0_replica0 pid=1) Loading shards: | 1/",
+    ],
+)  # fmt: skip
+def test_strange_lines_change_nothing(line: str) -> None:
+    startup = StartupLog(clock=lambda: 5.0)
+    startup.feed("Launching Orchestrator thread with 3 stages")
+    before = [stage.phase for stage in startup.stages]
+    startup.feed(line)
+    assert [stage.phase for stage in startup.stages] == before
+
+
+def test_stages_of_another_pipeline_have_numbers() -> None:
+    startup = StartupLog()
+    startup.feed("Launching Orchestrator thread with 5 stages")
+    assert [stage.name for stage in startup.stages] == ["thinker", "talker", "code2wav", "stage 3", "stage 4"]
+
+
+def test_a_log_is_followed_through_half_lines_and_progress_bars(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    path.write_bytes(b"one\ntw")
+    follower = Follower(path)
+    assert list(follower.lines()) == ["one"]
+    with path.open("ab") as file:
+        file.write("o\n10%\r20%\r\nhal\xc3".encode("latin-1"))
+    assert list(follower.lines()) == ["two", "10%", "20%"]
+    with path.open("ab") as file:
+        file.write("\xa4".encode("latin-1"))
+    assert list(follower.flush()) == ["halä"]
+
+
+def test_a_log_that_grew_large_is_emptied_and_followed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "MOST_LOG_BYTES", 10)
+    path = tmp_path / "server.log"
+    with path.open("ab", buffering=0) as server:
+        server.write(b"a long line\n")
+        follower = Follower(path)
+        assert list(follower.lines()) == ["a long line"]
+        assert path.stat().st_size == 0
+        server.write(b"next\n")
+        assert list(follower.lines()) == ["next"]
