@@ -1,0 +1,83 @@
+"""Run `vllm serve ... --omni` with start-up switches that vLLM-Omni 0.30 has but its command line does not offer.
+
+    python serve_fast_start.py parallel,no-sampler-warm-up serve MODEL --omni --deploy-config deploy.yaml ...
+
+parallel             start the stages that share a GPU at the same time (the engine's parallel_stage_init). Give each
+                     stage kv_cache_memory_bytes: the measured KV size would count the other stages' memory as well.
+no-locks             with parallel: let the stages profile and compile at the same time as well. By default each stage
+                     waits until no other stage loads or captures graphs, although a fixed kv_cache_memory_bytes
+                     makes its memory measurement needless.
+no-sampler-warm-up   do not compile the Triton top-k/top-p sampling kernels before serving (kernel_config's
+                     enable_jit_warmup). The first request that samples compiles the few variants it needs instead.
+none                 neither: the same as `vllm serve`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+SWITCHES = ("parallel", "no-locks", "no-sampler-warm-up", "none")
+NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
+
+
+def start_stages_in_parallel() -> None:
+    from vllm_omni.entrypoints.async_omni import AsyncOmni
+
+    original = AsyncOmni.__init__
+
+    def init(self: AsyncOmni, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("parallel_stage_init", True)
+        original(self, *args, **kwargs)
+
+    AsyncOmni.__init__ = init
+
+
+def leave_out_phase_locks() -> None:
+    """In an engine process: run its start-up phases without waiting for those of the other stages."""
+    from vllm_omni.engine import stage_phase_lock
+
+    def unchanged(executor_class: Any, locker: Any) -> Any:
+        return executor_class
+
+    stage_phase_lock.wrap_executor_with_phase_locks = unchanged
+
+
+def skip_sampler_warm_up() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    original = EngineArgs.create_engine_config
+
+    def create(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
+        config = original(self, *args, **kwargs)
+        config.kernel_config.enable_jit_warmup = False
+        return config
+
+    EngineArgs.create_engine_config = create
+
+
+def main() -> None:
+    if len(sys.argv) < 3 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    switches = sys.argv[1].split(",")
+    if unknown := set(switches) - set(SWITCHES):
+        raise SystemExit(f"unknown switch: {', '.join(sorted(unknown))}; known: {', '.join(SWITCHES)}")
+    sys.argv = ["vllm", *sys.argv[2:]]
+    if "parallel" in switches:
+        start_stages_in_parallel()
+    if "no-locks" in switches:
+        os.environ[NO_LOCKS] = "1"
+    if "no-sampler-warm-up" in switches:
+        skip_sampler_warm_up()
+    from vllm_omni.entrypoints.cli.main import main as serve
+
+    serve()
+
+
+if __name__ == "__mp_main__" and os.environ.get(NO_LOCKS) == "1":
+    leave_out_phase_locks()
+
+if __name__ == "__main__":
+    main()
