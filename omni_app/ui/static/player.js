@@ -105,9 +105,11 @@ onmessage = async ({data}) => {
 
 const asUrl = (source) => URL.createObjectURL(new Blob([source], {type: 'text/javascript'}));
 
+const LEAST_PREBUFFER_SECONDS = 0.05, MOST_PREBUFFER_SECONDS = 0.4;
+
 class SpeechPlayer {
-  constructor({rate = 24000, prebufferSeconds = 0.05, on = () => {}} = {}) {
-    Object.assign(this, {rate, prebufferSeconds, on, generation: 0, speaking: false, stats: {}});
+  constructor({rate = 24000, on = () => {}} = {}) {
+    Object.assign(this, {rate, on, prebufferSeconds: LEAST_PREBUFFER_SECONDS, generation: 0, speaking: false, stats: {}});
   }
   // Must first be called from a click or a key press: browsers allow no sound before one.
   ready() {
@@ -127,7 +129,7 @@ class SpeechPlayer {
     const node = new AudioWorkletNode(this.context, 'speech-out', {outputChannelCount: [1]});
     node.connect(this.context.destination);
     node.port.onmessage = ({data}) => this.heard(data);
-    node.port.postMessage({port, prebuffer: Math.round(this.prebufferSeconds * this.rate)}, [port]);
+    node.port.postMessage({port}, [port]);
     return node.port;
   }
   scheduler(port) {
@@ -154,9 +156,14 @@ class SpeechPlayer {
     if (message.generation !== this.generation) return;
     this.stats = message;
     if (message.event === 'start') this.speaking = true;
-    if (message.event === 'done') this.speaking = false;
+    if (message.event === 'done') { this.speaking = false; this.learn(message.silentSamples / this.rate); }
     if (message.event === 'error') console.error('speech:', message.why);
     this.on(message.event);
+  }
+  // Speech that ran dry would have been whole had it begun that much later: begin the next one later, and recover slowly.
+  learn(silentSeconds = 0) {
+    const wanted = silentSeconds ? this.prebufferSeconds + silentSeconds : this.prebufferSeconds * 0.8;
+    this.prebufferSeconds = Math.min(MOST_PREBUFFER_SECONDS, Math.max(LEAST_PREBUFFER_SECONDS, wanted));
   }
   async play(url) {
     await this.ready();
@@ -166,7 +173,7 @@ class SpeechPlayer {
   renew(order) {
     this.generation++;
     this.speaking = false;
-    this.sink.postMessage({generation: this.generation});
+    this.sink.postMessage({generation: this.generation, prebuffer: Math.round(this.prebufferSeconds * this.rate)});
     this.reader.postMessage({generation: this.generation, ...order});
   }
 }
