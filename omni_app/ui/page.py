@@ -92,7 +92,7 @@ class Page:
         add["last"] = gr.BrowserState("", storage_key="omni-last", secret=BROWSER_SECRET)
         add["header"] = gr.HTML(self._header(), elem_id="header")
         add["chat"] = gr.Chatbot(
-            show_label=False, label="Conversation", elem_id="chat", height="calc(100dvh - 320px)", min_height=240,
+            show_label=False, label="Conversation", elem_id="chat", height="calc(100dvh - 340px)", min_height=240,
             editable="user", group_consecutive_messages=False, buttons=["copy", "copy_all"], layout="bubble",
             allow_tags=False, latex_delimiters=LATEX, placeholder=examples.WELCOME, examples=examples.cards(),
             feedback_options=("Like", "Dislike"),
@@ -106,7 +106,7 @@ class Page:
         )
         add["box"] = gr.MultimodalTextbox(
             file_types=["image", "audio", "video"], file_count="multiple", sources=["upload", "microphone"],
-            placeholder="Write, paste, drop or record", show_label=False, label="Message", autofocus=True,
+            placeholder="Message", show_label=False, label="Message", autofocus=True,
             max_plain_text_length=10**8, elem_id="box", lines=1, max_lines=8,
         )  # fmt: skip
 
