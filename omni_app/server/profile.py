@@ -1,0 +1,169 @@
+"""From hardware, checkpoint and wishes to a deploy file with a reason beside every value. Nothing is read or run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omni_app.errors import BadRequest, DoesNotFit
+from omni_app.hardware import GIB, Fact, Gpu, Machine
+from omni_app.server import budget, deploy, kernels
+from omni_app.server.budget import StageMemory
+from omni_app.server.checkpoint import Checkpoint
+from omni_app.server.fitting import Fit, Wishes, fit, refusal
+
+__all__ = ["FLAGS", "Plan", "Wishes", "plan"]
+
+FLAGS = ("--omni", "--stage-init-timeout", "1800", "--init-timeout", "3600")
+"""The defaults, 300 and 600 s, are too short for a first start, which compiles: 378 s on an H100."""
+_GRAPH_RESERVE = 2 * GIB  # vLLM-Omni's own figures, engine/stage_admission.py
+_ADMISSION_MARGIN = 2 * GIB
+_OTHERS_BYTES = 1.5 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to start the server. `text` is what to write to the deploy file."""
+
+    deploy: Mapping[str, Any]
+    text: str
+    stages: tuple[StageMemory, ...]
+    gpus: tuple[Gpu, ...]
+    """Those of the machine, which `stages` name by index."""
+    contexts: int
+    """Conversations at full length that have room at once."""
+    kernel: Fact[str]
+    parallel_start: Fact[bool]
+    """Whether vLLM-Omni would admit starting all stages at once (parallel_stage_init)."""
+    warnings: tuple[str, ...]
+    flags: tuple[str, ...] = FLAGS
+    """For `vllm serve MODEL --deploy-config FILE`, besides where to listen."""
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """Variables for the server; what it compiles is kept below `cache`, so that the next start is a warm one."""
+        return {
+            "VLLM_CACHE_ROOT": str(cache / "vllm"),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+            "FLASHINFER_WORKSPACE_BASE": str(cache / "flashinfer"),
+            "CUDA_CACHE_PATH": str(cache / "cuda"),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which nvidia-smi counted them
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would be compiled at start, and requests with a seed never use it
+            "HF_HUB_OFFLINE": "1",  # the model is a folder
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
+
+    def table(self) -> list[str]:
+        """The memory arithmetic: a header, one line for each stage, one for each GPU."""
+        rows = [f"{'GiB':10}{'GPU':>6}{'weights':>9}{'work':>7}{'KV':>7}{'sum':>7}"]
+        for stage in self.stages:
+            where = ",".join(map(str, stage.devices))
+            cells = "".join(f"{part / GIB:7.1f}" for part in (stage.work, stage.kv, stage.total))
+            rows.append(f"{stage.name:10}{where:>6}{stage.weights / GIB:9.1f}{cells}")
+        for index, gpu in enumerate(self.gpus):
+            taken = sum(stage.total for stage in self.stages if index in stage.devices)
+            if taken:
+                rows.append(f"GPU {index}: {taken / GIB:.1f} of {budget.usable(gpu) / GIB:.1f} usable ({gpu.name})")
+        return rows
+
+    @property
+    def memory(self) -> str:
+        """The same as one sentence."""
+        shares = ", ".join(f"{stage.name} {stage.total / GIB:.1f}" for stage in self.stages)
+        usable = " + ".join(f"{budget.usable(self.gpus[index]) / GIB:.1f}" for index in self._used)
+        return f"Planned: {shares} of {usable} GiB that can be used."
+
+    @property
+    def _used(self) -> list[int]:
+        return sorted({index for stage in self.stages for index in stage.devices})
+
+
+def plan(machine: Machine, checkpoint: Checkpoint, wishes: Wishes) -> Plan:
+    """The best way to serve this checkpoint here. Raises DoesNotFit with the sum, BadRequest for impossible wishes."""
+    _check(machine, checkpoint, wishes)
+    found = fit(machine.gpus, checkpoint, wishes)
+    if found is None:
+        raise DoesNotFit(refusal(machine.gpus, checkpoint, wishes))
+    used = [machine.gpus[index] for index in sorted({index for stage in found.stages for index in stage.devices})]
+    nodes = deploy.tree(checkpoint, found.stages, found.effort, wishes.context_tokens, wishes.users, machine.gpus)
+    kernel = _kernel(checkpoint, used[0])
+    said = "speech" if wishes.speech else "text only"
+    head = [
+        f"Qwen3-Omni, {checkpoint.thinker_format.upper()} thinker, on {' and '.join(gpu.name for gpu in used)}.",
+        f"For {wishes.users} users, {wishes.context_tokens:,} tokens of context, {said}.",
+        f"Kernel: {kernel.value} ({kernel.reason}).",
+    ]
+    return Plan(
+        deploy.data(nodes), deploy.text(nodes, head), found.stages, machine.gpus, found.contexts, kernel,
+        _parallel_start(found, machine.gpus), tuple(_warnings(machine, checkpoint, wishes, found)),
+    )  # fmt: skip
+
+
+def _check(machine: Machine, checkpoint: Checkpoint, wishes: Wishes) -> None:
+    if not machine.gpus:
+        raise DoesNotFit(
+            f"There is no CUDA device here ({machine.gpus_reason}). Start the server on a machine with an NVIDIA GPU "
+            "and set OMNI_ENDPOINT to it."
+        )
+    for gpu in machine.gpus:
+        capability = gpu.compute_capability.value
+        if capability is not None and capability < kernels.OLDEST:
+            raise DoesNotFit(
+                f"{gpu.name} has compute capability {capability[0]}.{capability[1]}; Qwen3-Omni on vLLM needs "
+                "8.0 (Ampere) or newer. Hide that GPU with CUDA_VISIBLE_DEVICES, or use another machine."
+            )
+    if wishes.speech and not checkpoint.speaks:
+        raise BadRequest("This model has no voice (no talker, or enable_audio_output is off); ask for --no-speech.")
+    if wishes.context_tokens > checkpoint.thinker.positions:
+        raise BadRequest(
+            f"The longest context of this model is {checkpoint.thinker.positions:,} tokens; "
+            f"lower --context from {wishes.context_tokens:,}."
+        )
+
+
+def _kernel(checkpoint: Checkpoint, gpu: Gpu) -> Fact[str]:
+    capability = gpu.compute_capability.value
+    if capability is None:
+        return Fact("unknown", f"{gpu.name} does not tell its compute capability")
+    return kernels.expected(checkpoint.thinker_format, capability)
+
+
+def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
+    for index, gpu in enumerate(gpus):
+        here = [stage for stage in found.stages if index in stage.devices]
+        total = gpu.memory_total.value
+        graphs = sum(stage.stage != budget.CODE2WAV_STAGE or found.effort.code2wav_graphs for stage in here)
+        claimed = sum(int(deploy.utilization(stage, gpus) * total) for stage in here)
+        needed = claimed + graphs * _GRAPH_RESERVE + _ADMISSION_MARGIN
+        if here and needed > total:
+            return Fact(False, f"vLLM-Omni counts {needed / GIB:.1f} GiB for that on GPU {index}, of {total / GIB:.1f}")
+    return Fact(True, "all stages and vLLM-Omni's reserves fit at once")
+
+
+# --- telling
+
+
+def _warnings(machine: Machine, checkpoint: Checkpoint, wishes: Wishes, found: Fit) -> Iterator[str]:
+    if found.contexts < wishes.users:
+        yield (
+            f"There is room for {found.contexts} of {wishes.users} conversations at their full "
+            f"{wishes.context_tokens:,} tokens; with shorter ones all run at once, else some wait."
+        )
+    if not found.effort.code2wav_graphs:
+        yield "Memory is short: prompts are read in smaller steps and speech is made without CUDA graphs, both slower."
+    for index, gpu in enumerate(machine.gpus):
+        others = gpu.memory_total.value - gpu.memory_free.value
+        if not any(index in stage.devices for stage in found.stages):
+            yield f"GPU {index} ({gpu.name}) is not used; a second server on it would serve as many users again."
+        elif gpu.unified.value:
+            yield "GPU and processor share one memory: start the server before other large programs."
+        elif others > _OTHERS_BYTES:
+            yield f"Other programs hold {others / GIB:.1f} GiB of GPU {index}; the plan leaves that to them."
+        if gpu.compute_capability.value is None:
+            yield f"The compute capability of {gpu.name} is not known; it must be 8.0 or newer."
+    size = sum(part.size for part in checkpoint.parts.values())
+    if machine.ram_available.value < size and not machine.gpus[0].unified.value:
+        yield f"Each stage reads all {size / GIB:.0f} GiB of files, more than free memory can cache: starts are slow."
