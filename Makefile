@@ -1,14 +1,21 @@
 # make run    the app, from nothing: environment, models, page at http://127.0.0.1:7860
 # make test   everything that can be tested on this machine
+# make serve MODEL=folder   serve Qwen3-Omni on this machine's GPU with vLLM-Omni
 PYTHON ?= python3
 VENV   ?= .venv
+SERVE_PYTHON ?= python3.12
+SERVE_VENV   ?= .venv-serve
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run models test lint bench pins clean
+.PHONY: run serve models test lint bench pins clean
 
 run: models
 	@$(BIN)/python app.py $(ARGS)
+
+serve: $(VENV)/app.done $(SERVE_VENV)/serve.done
+	@if [ -n "$(MODEL)" ]; then exec $(BIN)/python -m omni_app serve "$(MODEL)" --serve-venv $(SERVE_VENV) $(ARGS); \
+	else echo "$(SERVE_VENV) is built. Now name the model's folder: make serve MODEL=path/to/model"; fi
 
 models: $(VENV)/app.done
 	@$(BIN)/python -m omni_app.engines.builtin.assets
@@ -40,9 +47,20 @@ $(VENV)/dev.done: requirements-dev.txt | $(VENV)/app.done
 	@$(PIP) -r requirements-dev.txt -q
 	@touch $@
 
+$(SERVE_VENV)/serve.done: requirements-serve.txt
+	@$(SERVE_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
+	  { echo "vLLM-Omni's pins are for Python 3.12. Install it, or name it: make SERVE_PYTHON=/path/to/python3.12 serve"; exit 1; }
+	@$(SERVE_PYTHON) -m venv $(SERVE_VENV)
+	@echo "Installing vLLM-Omni (several gigabytes) ..."
+	@$(SERVE_VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-serve.txt -q --progress-bar on
+	@touch $@
+
 pins:
 	uv pip compile --universal --python-version 3.11 --no-annotate --no-header requirements.in -o requirements.txt
 	uv pip compile --universal --python-version 3.11 --no-annotate --no-header requirements-dev.in -o requirements-dev.txt
+	# The list is the same for aarch64; openai-whisper alone is published as source only.
+	uv pip compile --python-platform x86_64-manylinux_2_35 --python-version 3.12 --only-binary :all: \
+	  --no-binary openai-whisper --no-annotate --no-header requirements-serve.in -o requirements-serve.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

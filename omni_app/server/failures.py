@@ -102,8 +102,8 @@ RULES: tuple[Rule, ...] = (
         retry=True,
     ),
     _rule(
-        r"[Cc]hat template.*(?:not allowed|no longer allowed|missing|is required|must provide)|does not have a chat template"
-        r"|no chat template",
+        r"[Cc]hat template.*(?:not allowed|no longer allowed|missing|is required|must provide)"
+        r"|does not have a chat template|no chat template",
         "The model folder has no chat template. Copy chat_template.json (or chat_template.jinja) from the original "
         "model into it.",
     ),

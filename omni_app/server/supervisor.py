@@ -37,6 +37,8 @@ class Launch:
     port: int
     api_key: str = ""
     speech: bool = True
+    deploy_yaml: str = ""
+    """Written to the folder's deploy.yaml before each start; empty when `argv` names another file."""
     memory: str = ""
     """How the plan shares out the GPU's memory, as one sentence for when it does not suffice."""
 
@@ -119,6 +121,8 @@ class Supervisor:
 
     async def _life(self, restarts: int) -> Failure | None:
         log = self.folder.fresh_log()
+        if self.launch.deploy_yaml:
+            self.folder.deploy.write_text(self.launch.deploy_yaml)
         child, server = process.start(self.launch.argv, self.launch.env, log)
         self._publish(
             status="starting", model=self.launch.model, endpoint=self.launch.endpoint, message="The server starts.",

@@ -1,0 +1,150 @@
+"""The command line: `python -m omni_app run | serve MODEL | doctor | bench | fetch`. Every setting is a flag of each.
+
+Exit status: 0 done, 1 it could not be done, 2 the command line itself is wrong. Errors are one sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
+
+from omni_app.errors import OmniError
+from omni_app.server.profile import Wishes
+from omni_app.settings import Settings
+
+
+class Run(Settings):
+    """Start the app: page, API and engine. The same as `python app.py`."""
+
+    def cli_cmd(self) -> None:
+        from omni_app.ui.launch import launch
+
+        launch(self)
+
+
+class Serve(Settings):
+    """Serve a Qwen3-Omni model with vLLM-Omni: plan for this machine, start, warm up, watch. Ctrl-C stops it all."""
+
+    model: CliPositionalArg[Path] = Field(description="Folder of the model.")
+    speech: bool = Field(True, description="Serve the parts that speak too; without them there is room for more text.")
+    users: int = Field(Wishes().users, description="People who talk to it at the same time.")
+    context: int = Field(Wishes().context_tokens, description="Longest conversation, in tokens, answers included.")
+    deploy_config: Path | None = Field(None, description="A deploy YAML of your own, instead of the plan's.")
+    vllm_args: str = Field("", description='More for `vllm serve`: --vllm-args="--init-timeout 7200".')
+    only_plan: bool = Field(False, description="Only show the plan: memory, YAML and command.")
+
+    def cli_cmd(self) -> None:
+        from omni_app.server import foreground, prepare
+
+        wishes = Wishes(self.speech, self.users, self.context)
+        order = prepare.Order(self.model, wishes, self.deploy_config, tuple(shlex.split(self.vllm_args)))
+        prepared = prepare.prepare(self, order)
+        print("\n".join(prepared.lines()), flush=True)
+        if not self.only_plan:
+            foreground.serve(self, prepared)
+
+
+class Doctor(Settings):
+    """Look at this machine and say what works, what does not, and why."""
+
+    as_json: bool = Field(False, alias="json", description="Print JSON.")
+
+    def cli_cmd(self) -> None:
+        from omni_app import doctor
+
+        raise SystemExit(doctor.run(self, self.as_json))
+
+
+class Bench(Settings):
+    """Measure an endpoint; by default this app's own API at --port."""
+
+    users: list[int] = Field([1, 4, 8, 16], description="Numbers of users to measure, such as 1,4.")
+    rounds: int = Field(2, ge=1, description="Questions that each user asks.")
+    tokens: int = Field(128, ge=1, description="Most tokens of an answer.")
+    speech: bool = Field(True, description="Ask for speech too.")
+    prompts: Path | None = Field(None, description="Questions to ask, one a line.")
+    extra: dict[str, object] = Field({}, description="More fields of each request, as JSON.")
+    out: Path | None = Field(None, description="Write all figures to this file, as JSON.")
+
+    def cli_cmd(self) -> None:
+        from omni_app import bench
+
+        own_api = {"endpoint": f"http://127.0.0.1:{self.port}", "api_key": self.serve_key}
+        settings = self if self.endpoint else self.model_copy(update=own_api)
+        questions = bench.questions_of(self.prompts) if self.prompts else bench.QUESTIONS
+        load = bench.Load(tuple(self.users), self.rounds, self.tokens, self.speech, questions, self.extra)
+        report = asyncio.run(bench.measure(settings, load))
+        print(bench.table(report))
+        if self.out:
+            self.out.write_text(report.as_json() + "\n")
+        if not any(row.good for row in report.rows):
+            raise SystemExit(1)
+
+
+class Fetch(Settings):
+    """Fetch and check the model files of the builtin engine."""
+
+    def cli_cmd(self) -> None:
+        from omni_app.engines.builtin.assets import ensure_all, models_dir
+
+        ensure_all(self.cache_dir, lambda line: print(line, flush=True))
+        print(f"All model files are in {models_dir(self.cache_dir)}.")
+
+
+class Command(BaseSettings):
+    """Talk to Qwen3-Omni: in a page, over an API, with a server of your own."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="python -m omni_app", cli_kebab_case=True, cli_implicit_flags=True, cli_exit_on_error=False,
+        cli_avoid_json=True,
+    )  # fmt: skip
+
+    run: CliSubCommand[Run] = Field(description=Run.__doc__)
+    serve: CliSubCommand[Serve] = Field(description=Serve.__doc__)
+    doctor: CliSubCommand[Doctor] = Field(description=Doctor.__doc__)
+    bench: CliSubCommand[Bench] = Field(description=Bench.__doc__)
+    fetch: CliSubCommand[Fetch] = Field(description=Fetch.__doc__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        CliApp.run_subcommand(CliApp.run(Command, cli_args=given), cli_exit_on_error=False)
+    except SettingsError as error:
+        return _complain(f"{str(error).removeprefix('error parsing CLI: ')}. See {_command(given)} --help.", 2)
+    except ValidationError as error:
+        return _complain("\n".join(map(_fault, error.errors())), 2)
+    except OmniError as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _complain(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)
+    return status
+
+
+def _command(given: Sequence[str]) -> str:
+    known = given[0] in Command.model_fields
+    return f"python -m omni_app {given[0]}" if known else "python -m omni_app"
+
+
+def _fault(fault: ErrorDetails) -> str:
+    """One refused value, by its flag; the same value may have come from the environment."""
+    name = str(fault["loc"][-1] if len(fault["loc"]) < 3 else fault["loc"][1])
+    return f"--{name.replace('_', '-')} (OMNI_{name.upper()}): {fault['msg']}."

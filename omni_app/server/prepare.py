@@ -1,0 +1,92 @@
+"""From settings and a model folder to a command line: all that happens before the server is started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omni_app import hardware
+from omni_app.errors import BadRequest, EngineUnavailable
+from omni_app.server import checkpoint, profile
+from omni_app.server.profile import FLAGS, Plan, Wishes
+from omni_app.server.state import ServerFolder
+from omni_app.server.supervisor import Launch
+from omni_app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What somebody wants to be served."""
+
+    model: Path
+    wishes: Wishes = field(default_factory=Wishes)
+    deploy_config: Path | None = None
+    """A deploy YAML of their own; then nothing is planned, and the wishes only say whether it speaks."""
+    vllm_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A start that could begin now. `plan` is None for a deploy YAML of the user's own."""
+
+    launch: Launch
+    plan: Plan | None
+
+    def lines(self) -> list[str]:
+        """The plan for people: memory, warnings, YAML, command."""
+        plan = self.plan
+        told = [*plan.table(), *(f"Mind: {warning}" for warning in plan.warnings), "", plan.text] if plan else []
+        return [*told, shlex.join(self.launch.argv)]
+
+
+def prepare(settings: Settings, order: Order) -> Prepared:
+    """Raises BadRequest and EngineUnavailable for what would otherwise fail minutes later."""
+    vllm = executable(settings.serve_venv.expanduser().absolute())
+    model = order.model.expanduser().absolute()
+    plan = None if order.deploy_config else _plan(model, order.wishes)
+    deploy = _existing(order.deploy_config) if order.deploy_config else _deploy_file(settings)
+    argv = (
+        str(vllm), "serve", str(model), "--deploy-config", str(deploy), *(plan.flags if plan else FLAGS),
+        "--host", settings.serve_host, "--port", str(settings.serve_port), *order.vllm_args,
+    )  # fmt: skip
+    key = settings.api_key.get_secret_value().strip()
+    planned = plan.environment(settings.cache_dir.expanduser().absolute()) if plan else {}
+    launch = Launch(
+        argv, _environment(vllm, planned, key), str(model), settings.serve_host, settings.serve_port, key,
+        order.wishes.speech, plan.text if plan else "", plan.memory if plan else "",
+    )  # fmt: skip
+    return Prepared(launch, plan)
+
+
+def _plan(model: Path, wishes: Wishes) -> Plan:
+    return profile.plan(hardware.detect(), checkpoint.read(model), wishes)
+
+
+def _existing(file: Path) -> Path:
+    path = file.expanduser().absolute()
+    if not path.is_file():
+        raise BadRequest(f"The deploy file {path} does not exist. Check --deploy-config.")
+    return path
+
+
+def _deploy_file(settings: Settings) -> Path:
+    return ServerFolder(settings.data_dir.expanduser().absolute()).deploy
+
+
+def executable(venv: Path) -> Path:
+    """The `vllm` command of the server's environment. Raises EngineUnavailable."""
+    found = venv / "bin" / "vllm"
+    if not found.is_file():
+        raise EngineUnavailable(f"vLLM is not installed in {venv}. Build that environment with `make serve`.")
+    return found
+
+
+def _environment(vllm: Path, planned: Mapping[str, str], key: str) -> dict[str, str]:
+    """Ours without our own settings and secrets; the key goes this way because everybody can read a command line."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMNI_", "VIRTUAL_ENV"))}
+    # Kernels are compiled at run time with tools of that environment, such as ninja.
+    path = f"{vllm.parent}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+    return {**inherited, **planned, "PATH": path, **({"VLLM_API_KEY": key} if key else {})}

@@ -1,0 +1,139 @@
+"""`python -m omni_app serve` as a user runs it, with a stand-in for vllm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from omni_app.errors import BadRequest, EngineUnavailable
+from omni_app.server import prepare, process
+from omni_app.server.foreground import Narrator
+from omni_app.server.log import Stage
+from omni_app.server.prepare import Order
+from omni_app.server.state import ServerFolder, ServerState
+from omni_app.settings import Settings
+from tests.server.fake_vllm import ROOT, Script
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Path:
+    path = tmp_path / "own.yaml"
+    path.write_text("stages: []\n")
+    return path
+
+
+@contextmanager
+def serving(arguments: list[str], script: Script) -> Iterator[subprocess.Popen[str]]:
+    environ = {**os.environ, "FAKE_VLLM": json.dumps(asdict(script)), "OMNI_API_KEY": "secret"}
+    command = subprocess.Popen(
+        [sys.executable, "-m", "omni_app", "serve", *arguments], cwd=ROOT, env=environ, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    with command:
+        try:
+            yield command
+        finally:
+            command.send_signal(signal.SIGTERM)
+
+
+def told(command: subprocess.Popen[str], until: str) -> list[str]:
+    assert command.stdout is not None
+    lines: list[str] = []
+    for line in command.stdout:
+        lines.append(line.rstrip())
+        if until in line:
+            return lines
+    raise AssertionError(f"it never said {until!r}: {lines}")
+
+
+@pytest.fixture
+def arguments(venv: Path, free_port: int, tmp_path: Path, deploy: Path) -> list[str]:
+    return [
+        "/models/omni", "--serve-venv", str(venv), "--serve-port", str(free_port), "--data-dir", str(tmp_path / "data"),
+        "--deploy-config", str(deploy), "--vllm-args=--enforce-eager",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_serve_tells_its_progress_and_one_signal_ends_everything(
+    arguments: list[str], folder: ServerFolder, tmp_path: Path, ending: signal.Signals
+) -> None:
+    starts = tmp_path / "starts"
+    with serving(arguments, Script(starts_file=str(starts))) as command:
+        lines = told(command, "Talk to it: OMNI_ENDPOINT=")
+        state = folder.read()
+        assert state.status == "ready"
+        assert state.server is not None
+        command.send_signal(ending)
+        assert "stopped: The server was stopped." in told(command, "stopped:")[-1]
+        assert command.wait(60) == 0
+    assert process.members(state.server) == []
+    said = "\n".join(lines)
+    for expected in ("thinker: ready (19.3 GiB", "talker: ready (6.3 GiB", "Warming up: picture", "MARLIN"):
+        assert expected in said
+    assert "--enforce-eager" in starts.read_text()
+    assert "secret" not in said + starts.read_text()
+
+
+def test_a_failure_is_one_sentence_and_status_1(arguments: list[str]) -> None:
+    with serving(arguments, Script("vllm030_bad_batched_tokens", exit_code=1)) as command:
+        output = command.communicate(timeout=60)[0]
+    assert command.returncode == 1
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("The deploy configuration was refused: a stage takes 16384 tokens")
+
+
+def test_preparing_without_an_environment_or_a_file(tmp_path: Path, venv: Path) -> None:
+    settings = Settings(serve_venv=tmp_path / "none")
+    with pytest.raises(EngineUnavailable, match="make serve"):
+        prepare.prepare(settings, Order(tmp_path))
+    with pytest.raises(BadRequest, match="deploy-config"):
+        prepare.prepare(Settings(serve_venv=venv), Order(tmp_path, deploy_config=tmp_path / "none.yaml"))
+
+
+def test_preparing_a_model_that_does_not_fit_here(
+    venv: Path, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(EngineUnavailable, match="GPU"):
+        prepare.prepare(Settings(serve_venv=venv), Order(folder_of("nvfp4")))
+
+
+def test_the_servers_environment_has_its_tools_and_none_of_our_secrets(
+    venv: Path, deploy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNI_AUTH", "user:password")
+    settings = Settings(serve_venv=venv, api_key="secret")
+    launch = prepare.prepare(settings, Order(Path("/m"), deploy_config=deploy)).launch
+    assert "OMNI_AUTH" not in launch.env
+    assert launch.env["PATH"].startswith(f"{venv}/bin:")
+    assert launch.env["VLLM_API_KEY"] == "secret"
+    assert "secret" not in " ".join(launch.argv)
+    assert launch.argv[:3] == (f"{venv}/bin/vllm", "serve", "/m")
+    assert "--omni" in launch.argv
+
+
+def test_the_narrator_tells_each_thing_once() -> None:
+    lines: list[str] = []
+    narrator = Narrator(lines.append, Path("/log"), clock=lambda: 112.0)
+    start = ServerState(status="starting", message="The server starts.", began=100.0, endpoint="http://x")
+    loading = start.model_copy(update={"stages": (Stage(number=0, phase="loading", detail="1 of 7"), Stage(number=1))})
+    later = start.model_copy(update={"stages": (Stage(number=0, phase="loading", detail="2 of 7"), Stage(number=1))})
+    ready = start.model_copy(update={"status": "ready", "message": "It was ready after 9 s."})
+    for state in (start, loading, later, ready, ready):
+        narrator(state)
+    assert lines == [
+        "[   12 s] starting: The server starts.",
+        "[   12 s] thinker: loading the weights",
+        "[   12 s] ready: It was ready after 9 s.",
+        "Talk to it: OMNI_ENDPOINT=http://x python app.py. Its log: /log",
+    ]
