@@ -169,7 +169,7 @@ def _cores(sources: Sources) -> Fact[int]:
 def _disk(sources: Sources, folder: Path) -> Fact[int]:
     place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
     try:
-        return Fact(sources.disk_free(place), f"free on the disk of {place}")
+        return Fact(sources.disk_free(place), f"the disk of {place}")
     except OSError as error:
         return Fact(0, f"{place} cannot be asked ({error.strerror or error})")
 
