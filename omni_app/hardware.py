@@ -236,7 +236,8 @@ def _visible(rows: list[dict[str, str]], wanted: str | None) -> tuple[list[dict[
         if match is None:
             break
         seen.append(match)
-    return seen, f"nvidia-smi, and CUDA_VISIBLE_DEVICES={wanted}"
+    said = "leaves these" if seen else "leaves none"
+    return seen, f"CUDA_VISIBLE_DEVICES={wanted} {said} of {len(rows)} that nvidia-smi lists"
 
 
 def _named(row: Mapping[str, str], name: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from omni_app.errors import CheckpointUnusable
 from omni_app.server import shards
-from omni_app.server.parts import FLOATS, Contents, Part, Quantization
+from omni_app.server.parts import Contents, Part, Quantization, is_quantized
 
 
 class _Decoder(BaseModel):
@@ -79,13 +79,11 @@ class Checkpoint:
 
     @property
     def talker_is_quantized(self) -> bool:
-        return self.talker_format not in ("", *FLOATS.values())
+        return "talker" in self.parts and is_quantized(self.talker_format)
 
     @property
     def thinker_is_quantized(self) -> bool:
-        return any(
-            form not in FLOATS.values() for name in ("experts", "attention") for form in self.parts[name].formats
-        )
+        return any(is_quantized(form) for name in ("experts", "attention") for form in self.parts[name].formats)
 
     def size(self, names: Iterable[str]) -> int:
         """Bytes of these parts together."""

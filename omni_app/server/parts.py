@@ -43,6 +43,8 @@ _KEPT = {
     "code2wav": "code2wav part",
 }
 _UNKNOWN = "unknown"
+_BUFFER = "buffer"
+"""Format of a module that has only counters or offsets."""
 FLOATS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -97,7 +99,7 @@ class Contents:
 
     def _formats(self, part: str) -> tuple[str, ...]:
         counts = Counter(_format(module, self.quantization.bits) for module in self.modules[part].values())
-        quantized = Counter({form: count for form, count in counts.items() if form not in FLOATS.values()})
+        quantized = Counter({form: count for form, count in counts.items() if is_quantized(form)})
         return tuple(form for form, _ in (quantized or counts).most_common())
 
     def problems(self) -> Iterator[str]:
@@ -111,7 +113,7 @@ class Contents:
                 f"Some tensors belong to no part of Qwen3-Omni ({min(self.modules[_UNKNOWN])} for one); their names "
                 "must begin with thinker., talker. or code2wav. Export the model again with its original names."
             )
-        quantized = {name: part.formats[0] for name, part in parts.items() if part.formats[0] not in FLOATS.values()}
+        quantized = {name: part.formats[0] for name, part in parts.items() if is_quantized(part.formats[0])}
         for name in quantized.keys() & _KEPT.keys():
             yield (
                 f"The {_KEPT[name]} is quantized ({quantized[name]}), which vLLM-Omni cannot load: "
@@ -151,6 +153,10 @@ class Contents:
                 return
 
 
+def is_quantized(form: str) -> bool:
+    return form not in (*FLOATS.values(), _BUFFER)
+
+
 def _format(module: Module, bits: int) -> str:
     """How one module is stored, by its tensors' names and dtypes."""
     weight = module.get("weight_packed") or module.get("weight") or next(iter(module.values()))
@@ -164,4 +170,4 @@ def _format(module: Module, bits: int) -> str:
         return "mxfp4" if weight == "U8" else f"w{bits}a16"
     if weight.startswith("F8"):
         return "fp8"
-    return "int8" if weight == "I8" else FLOATS.get(weight, weight.lower())
+    return "int8" if module.get("weight") == "I8" else FLOATS.get(weight, _BUFFER)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SHAPES: dict[str, list[int]] = json.loads((Path(__file__).parent / "shapes.json").read_text())
-BYTES = {"BF16": 2, "F32": 4, "U8": 1, "I32": 4, "F8_E4M3": 1}
+BYTES = {"BF16": 2, "F32": 4, "U8": 1, "I32": 4, "I64": 8, "F8_E4M3": 1}
 SHARD_BYTES = 5 * 10**9
 THINKER_LAYERS = re.compile(
     r"thinker\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.experts\.\d+\.\w+_proj)\.weight"

@@ -275,3 +275,11 @@ def test_a_model_that_only_writes(copied: Callable[..., Path]) -> None:
     folder = copied("bf16")
     rewrite_config(folder, enable_audio_output=False)
     assert not checkpoint.read(folder).speaks
+
+
+def test_offsets_and_counters_are_not_taken_for_quantized_weights(copied: Callable[..., Path]) -> None:
+    folder = copied("bf16")
+    buffers = {"code2wav.code_offset": ("I64", [1, 16, 1]), "talker.steps.num_batches_tracked": ("I64", [1])}
+    model_folder.write(folder / "model-00099.safetensors", buffers)
+    (folder / "model.safetensors.index.json").unlink()
+    assert checkpoint.read(folder).parts["code2wav"].formats[0] == "bf16"
