@@ -221,16 +221,20 @@ class Chat:
         if problem := self._store.save(conversation):
             gr.Warning(problem)
         first: Update = {"key": conversation.id, "last": conversation.id}
-        yield first if keep_box else first | {"box": {"text": "", "files": []}}
-        async for update in self._answer(conversation, wishes, request):
+        if not keep_box:
+            first["box"] = {"text": "", "files": []}
+        async for update in self._answer(conversation, wishes, request, first):
             yield update
 
-    async def _answer(self, conversation: Conversation, wishes: Wishes, request: gr.Request) -> Updates:
+    async def _answer(
+        self, conversation: Conversation, wishes: Wishes, request: gr.Request, first: Update | None = None
+    ) -> Updates:
+        """Starts the reply before anything is yielded: each yield costs the visitor some milliseconds."""
         reply = LiveReply(conversation.visitor, conversation.id, _speech_file(conversation))
         self._replies.add(reply)
         messages = conversation.messages(wishes.system_prompt or "")
         reply.start(self._runner.reply, messages, wishes.options(), lambda ended: self._keep(conversation, ended))
-        yield {
+        yield (first or {}) | {
             "chat": self._rendered(conversation, reply),
             "voice": {"run": reply.run if wishes.speech else "", "busy": True, "speech": wishes.speech},
         }

@@ -20,6 +20,7 @@ from omni_app.ui.chat import Chat
 from omni_app.ui.live import Replies
 from omni_app.ui.page import STATIC, Page
 from omni_app.ui.store import Store
+from omni_app.ui.system import SystemPage
 from omni_app.ui.tools import ask_tool
 from omni_app.ui.visitor import VisitorMiddleware
 
@@ -59,6 +60,7 @@ def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
     utterances = speech.Utterances(settings.data_dir / "utterances", limits)
     chat = Chat(runner, store, replies, utterances, limits)
     demo = Page(chat, runner, ask_tool(runner, limits)).build()
+    SystemPage(runner, settings).mount(demo)
     routes = [
         *api.routes(runner, settings, limits),
         *speech.routes(replies, utterances, limits),

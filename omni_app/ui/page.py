@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components.navbar import Navbar
 from gradio.events import api
 
 from omni_app.runner import Runner
@@ -51,6 +52,7 @@ class Page:
             title="Omni: talk to Qwen3-Omni", fill_height=True, fill_width=True, analytics_enabled=False,
             delete_cache=(3600, 86400),
         ) as demo:  # fmt: skip
+            Navbar(main_page_name="Talk")
             self._sidebar()
             self._conversation()
             self._chat_events(demo)

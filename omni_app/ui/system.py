@@ -1,0 +1,245 @@
+"""The System page: what this machine can do, and the model's server on it: planned, started, followed, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import html
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import gradio as gr
+from gradio.components.navbar import Navbar
+
+from omni_app import doctor, hardware
+from omni_app.doctor import Finding
+from omni_app.errors import BadRequest, OmniError
+from omni_app.runner import Runner
+from omni_app.server import gpu_memory
+from omni_app.server.control import ServerControl
+from omni_app.server.prepare import Order
+from omni_app.server.profile import Wishes
+from omni_app.server.state import CHANGING, ServerState
+from omni_app.settings import Settings
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+FORWARDED = ("x-forwarded-for", "x-forwarded-host", "forwarded", "cf-connecting-ip")
+LOG_LINES = 200
+WRONG_PASSWORD_S = 1.0
+CHANGING_S, WORKING_S = 1.0, 5.0
+"""Seconds between two looks while the server changes, and while it works: a crash must show."""
+CONFIRM_STOP = """(password) => {
+  if (!confirm('Stop the server? Answers that are being made end.')) throw new Error('kept');
+  return [password];
+}"""
+SHOWN = ("engine", "server", "log", "timer", "start", "stop")
+
+
+class Operators:
+    """Who may start and stop the server: with the operator's password, or else only somebody at this machine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._password = settings.operator.get_secret_value().encode()
+        public = settings.share or bool(os.environ.get("SPACE_ID"))
+        self._local = settings.host in LOOPBACK and not public
+
+    @property
+    def possible(self) -> bool:
+        return bool(self._password) or self._local
+
+    @property
+    def ask_for_password(self) -> bool:
+        return bool(self._password)
+
+    async def check(self, password: str, request: gr.Request) -> None:
+        """Raises BadRequest."""
+        if await self.let_in(password, request):
+            return
+        if self._password:
+            raise BadRequest("That is not the operator's password (OMNI_OPERATOR).")
+        raise BadRequest("Starting and stopping from elsewhere needs a password: set OMNI_OPERATOR.")
+
+    async def let_in(self, password: str, request: gr.Request) -> bool:
+        """The same as `may`, slow for those who guess."""
+        allowed = self.may(password, request)
+        if password and not allowed:
+            await asyncio.sleep(WRONG_PASSWORD_S)
+        return allowed
+
+    def may(self, password: str, request: gr.Request) -> bool:
+        """Whether this visitor may operate the server, and see its log and what machine this is."""
+        if self._password:
+            return hmac.compare_digest(password.encode(), self._password)
+        return self._local and _from_here(request)
+
+
+def _from_here(request: gr.Request) -> bool:
+    """Whether the page was opened at this machine's own name, and through no proxy that speaks for others."""
+    headers = {name.lower(): value for name, value in dict(request.headers).items()}
+    name = headers.get("host", "").rpartition(":")[0].strip("[]") or headers.get("host", "")
+    return name in LOOPBACK and not any(header in headers for header in FORWARDED)
+
+
+class SystemPage:
+    def __init__(self, runner: Runner, settings: Settings) -> None:
+        self._runner = runner
+        self._settings = settings
+        self._control = ServerControl(settings)
+        self._operators = Operators(settings)
+        self._widgets: dict[str, Any] = {}
+
+    def mount(self, demo: gr.Blocks) -> None:
+        """Add the page to a finished app."""
+        with demo.route("System", "/system"):
+            Navbar(main_page_name="Talk")
+            self._told()
+            with gr.Accordion("Serve a model", open=True, visible=self._operators.possible, elem_id="serve"):
+                self._form()
+            self._machine(demo)
+            self._events(demo)
+
+    def _told(self) -> None:
+        add = self._widgets
+        add["engine"] = gr.HTML(elem_id="engine-state")
+        add["server"] = gr.HTML(elem_id="server-state")
+        add["log"] = gr.Textbox(
+            label="The server's log", lines=8, max_lines=16, autoscroll=True, interactive=False, visible=False,
+            elem_id="server-log",
+        )  # fmt: skip
+        add["timer"] = gr.Timer(CHANGING_S, active=False)
+
+    def _form(self) -> None:
+        add, wishes = self._widgets, Wishes()
+        add["model"] = gr.Textbox(label="Folder of the model", placeholder="/models/qwen3-omni-nvfp4", elem_id="model")
+        with gr.Row():
+            add["speech"] = gr.Checkbox(wishes.speech, label="It speaks")
+            add["users"] = gr.Number(wishes.users, label="Users at a time", precision=0, minimum=1)
+            add["context"] = gr.Number(wishes.context_tokens, label="Context in tokens", precision=0, minimum=1024)
+        add["password"] = gr.Textbox(
+            label="Operator's password", type="password", visible=self._operators.ask_for_password
+        )
+        with gr.Row():
+            add["preview"] = gr.Button("Show the plan", elem_id="preview")
+            add["start"] = gr.Button("Start", variant="primary", elem_id="start")
+            add["stop"] = gr.Button("Stop", variant="stop", elem_id="stop")
+        add["answer"] = gr.HTML(elem_id="answer")
+        add["plan"] = gr.Code(label="The plan", language="yaml", visible=False, elem_id="plan", interactive=False)
+
+    def _machine(self, demo: gr.Blocks) -> None:
+        facts = gr.HTML(elem_id="facts")
+        password = self._widgets["password"]
+        told = {"show_progress": "hidden", "api_visibility": "private"}
+        gr.on([demo.load, password.submit], self._facts, [password], facts, **told)
+
+    def _events(self, demo: gr.Blocks) -> None:
+        w = self._widgets
+        order = [w[name] for name in ("password", "model", "speech", "users", "context")]
+        shown = [w[name] for name in SHOWN]
+        common: dict[str, Any] = {"api_visibility": "private"}
+        look: dict[str, Any] = {
+            "fn": self._look,
+            "inputs": [w["password"]],
+            "outputs": shown,
+            "show_progress": "hidden",
+        }
+        w["preview"].click(self._preview, order, [w["answer"], w["plan"]], **common)
+        w["start"].click(self._start, order, [w["answer"], w["plan"]], **common).then(**look, **common)
+        w["stop"].click(self._stop, [w["password"]], w["answer"], js=CONFIRM_STOP, **common).then(**look, **common)
+        gr.on([w["timer"].tick, demo.load, w["password"].submit], **look, queue=False, **common)
+
+    async def _look(self, password: str, request: gr.Request) -> list[Any]:
+        """Everything that changes by itself, in the order of SHOWN."""
+        operator = await self._operators.let_in(password, request)
+        return await anyio.to_thread.run_sync(self._shown, operator)
+
+    def _shown(self, operator: bool) -> list[Any]:
+        state = self._control.state()
+        tail = self._control.folder.tail(LOG_LINES) if operator and state.began else []
+        every = CHANGING_S if state.status in CHANGING else WORKING_S
+        return [
+            self._engine(), server_html(state, time.time(), gpu_memory.by_stage(state)),
+            gr.Textbox("\n".join(tail), visible=bool(tail)), gr.Timer(every, active=state.works),
+            gr.Button(interactive=not state.works), gr.Button(interactive=state.works),
+        ]  # fmt: skip
+
+    def _engine(self) -> str:
+        status = self._runner.status()
+        words = f"{self._runner.chosen_because} {status.why}"
+        ready = "ready" if status.ready else "waiting"
+        chip = f'<span class="engine {ready}"><b>{html.escape(status.name)}</b> {html.escape(status.model)}</span>'
+        return f'<div class="header"><h2>Engine</h2>{chip}<p>{html.escape(words)}</p></div>'
+
+    async def _facts(self, password: str, request: gr.Request) -> str:
+        if not await self._operators.let_in(password, request):
+            return ""
+        findings = await anyio.to_thread.run_sync(lambda: doctor.examine(self._settings, hardware.detect()))
+        return findings_html(findings)
+
+    async def _preview(self, password: str, *wishes: Any, request: gr.Request) -> list[Any]:
+        return await self._try(password, request, partial(self._plan, *wishes))
+
+    async def _start(self, password: str, *wishes: Any, request: gr.Request) -> list[Any]:
+        def start() -> list[Any]:
+            shown = self._plan(*wishes)
+            self._control.start(_order(*wishes))
+            return ["", shown[1]]
+
+        return await self._try(password, request, start)
+
+    async def _stop(self, password: str, request: gr.Request) -> str:
+        try:
+            await self._operators.check(password, request)
+            await self._control.stop()
+        except OmniError as error:
+            return _alert(error)
+        return ""
+
+    async def _try(self, password: str, request: gr.Request, work: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            await self._operators.check(password, request)
+            return await anyio.to_thread.run_sync(work)
+        except OmniError as error:
+            return [_alert(error), gr.skip()]
+
+    def _plan(self, *wishes: Any) -> list[Any]:
+        prepared = self._control.prepare(_order(*wishes))
+        plan = prepared.plan
+        table = html.escape("\n".join([*plan.table(), *plan.warnings])) if plan else ""
+        return [f'<pre class="plan">{table}</pre>', gr.Code(plan.text if plan else "", visible=plan is not None)]
+
+
+def _order(model: str, speech: bool, users: float | None, context: float | None) -> Order:
+    """Raises BadRequest for what the form lacks."""
+    if not model.strip():
+        raise BadRequest("Name the folder of the model.")
+    return Order(Path(model.strip()), Wishes(speech, int(users or 0), int(context or 0)))
+
+
+def server_html(state: ServerState, now: float, memory: dict[str, float]) -> str:
+    """The server's state: a headline, and a line for each stage with the GPU memory that it holds."""
+    head, *stages = map(html.escape, state.lines(now))
+    rows = []
+    for stage, line in zip(state.stages, stages, strict=True):
+        held = f" · {memory[stage.name]:.1f} GiB of GPU memory" if stage.name in memory else ""
+        rows.append(f'<li class="{stage.phase}">{line.strip()}{held}</li>')
+    where = f"<p>{html.escape(state.model)} · {html.escape(state.endpoint)}</p>" if state.works and state.model else ""
+    told = head if state.status != "none" else html.escape(state.message) or "No server was started from this folder."
+    return f'<div class="server" role="status"><h2>Server</h2><p>{told}</p>{where}<ul>{"".join(rows)}</ul></div>'
+
+
+def findings_html(findings: list[Finding]) -> str:
+    rows = (
+        f'<tr class="{one.level}"><th scope="row">{html.escape(one.name)}</th><td>{html.escape(one.value)}</td>'
+        f"<td>{html.escape(one.reason)}</td></tr>"
+        for one in findings
+    )
+    return f'<h2>This machine</h2><table class="facts"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _alert(error: OmniError) -> str:
+    return f'<p role="alert">{html.escape(str(error))}</p>'
