@@ -1,0 +1,158 @@
+"""What a model folder holds, by config.json and the headers of its safetensors files; no weights are read.
+
+Format: https://huggingface.co/docs/safetensors (eight bytes of header length, a JSON header, the data).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import ModelUnusable
+from quantize.schemes import OMNI_PARTS, TEXT_PARTS, Part
+
+INDEX = "model.safetensors.index.json"
+OMNI = "Qwen3OmniMoeForConditionalGeneration"
+_FLOATS = {"BF16": 2, "F16": 2, "F32": 4}
+_MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    dtype: str
+    """As safetensors writes it: BF16, F8_E4M3, U8, ..."""
+    shape: tuple[int, ...]
+    size: int
+    """Bytes."""
+    file: str
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def architecture(self) -> str:
+        return str((self.config.get("architectures") or ["unknown"])[0])
+
+    @property
+    def is_omni(self) -> bool:
+        return self.architecture == OMNI
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return OMNI_PARTS if self.is_omni else TEXT_PARTS
+
+    @property
+    def files(self) -> list[str]:
+        """Weight files in order."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def largest_shard(self) -> int:
+        """Bytes."""
+        return max((self.folder / file).stat().st_size for file in self.files)
+
+
+def read(folder: Path) -> Checkpoint:
+    """A whole model folder, quantized or not. Raises ModelUnusable that says what is missing."""
+    config = _config(folder)
+    files, expected = _files(folder)
+    tensors = {tensor.name: tensor for file in files for tensor in _header(file)}
+    if absent := expected - tensors.keys():
+        raise ModelUnusable(
+            f"{len(absent)} tensors of {INDEX} are in no file, {min(absent)} for one; download the model again."
+        )
+    return Checkpoint(folder, config, tensors)
+
+
+def read_source(folder: Path) -> Checkpoint:
+    """A model folder that can be quantized. Raises ModelUnusable where it cannot."""
+    found = read(folder)
+    if "quantization_config" in found.config or (folder / "hf_quant_config.json").exists():
+        raise ModelUnusable(
+            f"{folder} is already quantized, and quantizing twice only loses quality; start from the BF16 model."
+        )
+    if not found.is_omni and not found.architecture.endswith("ForCausalLM"):
+        raise ModelUnusable(
+            f"{folder} holds a {found.architecture}, which this tool does not know; "
+            f"it takes {OMNI} and text models (…ForCausalLM)."
+        )
+    if odd := next((t for t in found.tensors.values() if t.dtype not in _FLOATS), None):
+        raise ModelUnusable(f"{odd.name} is stored as {odd.dtype}, not as BF16; start from the BF16 model.")
+    if fused := next((t.name for t in found.tensors.values() if ".experts." in t.name and len(t.shape) == 3), None):
+        raise ModelUnusable(
+            f"{fused} holds all experts in one tensor; take the published layout, which has one tensor for each expert."
+        )
+    return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelUnusable(f"{folder} is not a model folder: there is no config.json in it.")
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelUnusable(f"{path} cannot be read as JSON; download that file again.") from error
+    if not isinstance(config, dict):
+        raise ModelUnusable(f"{path} is not a model's configuration; download that file again.")
+    return config
+
+
+def _files(folder: Path) -> tuple[list[Path], set[str]]:
+    """The weight files, and the names of the tensors that they must hold where an index says so."""
+    index = folder / INDEX
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelUnusable(f"There are no weights in {folder}: no *.safetensors file; download the model again.")
+        return files, set()
+    try:
+        names = json.loads(index.read_text())["weight_map"]
+        files_of = {str(tensor): str(file) for tensor, file in names.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnusable(f"{index} cannot be read; download that file again.") from error
+    if strange := next((file for file in files_of.values() if Path(file).name != file), None):
+        raise ModelUnusable(f"{INDEX} names a file outside its own folder, {strange}; download the model again.")
+    return [folder / file for file in sorted(set(files_of.values()))], set(files_of)
+
+
+def _header(file: Path) -> Iterator[Tensor]:
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError("the header is longer than the format allows")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        spans = {name: (int(entry["data_offsets"][0]), int(entry["data_offsets"][1])) for name, entry in header.items()}
+        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in header.items()}
+    except FileNotFoundError as error:
+        raise ModelUnusable(f"{file.name} is missing in {file.parent}; download that file again.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelUnusable(f"{file.name} is not a safetensors file or is damaged; download it again.") from error
+    whole = 8 + length + max((end for _, end in spans.values()), default=0)
+    if (size := file.stat().st_size) < whole:
+        raise ModelUnusable(
+            f"{file.name} is cut off: {size:,} of {whole:,} bytes are there; download that file again."
+        )
+    for name, (begin, end) in spans.items():
+        yield Tensor(name, str(header[name]["dtype"]), shapes[name], end - begin, file.name)

@@ -1,0 +1,171 @@
+"""What a run will take and give, before anything starts: from config.json and safetensors headers alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import DoesNotFit
+from quantize.plan import Plan
+
+GB = 1e9
+WORKER_RAM = 0.7e9
+"""Bytes that the worker's interpreter with torch and llm-compressor holds before it reads anything (measured)."""
+_WORKSPACE_BYTES_PER_WEIGHT = {"rtn": 24, "mse": 40}
+"""Temporaries while one fused group is quantized, in FP32 mostly."""
+_DISK_MARGIN = 0.02
+_VERIFY_MILLION_WEIGHTS_PER_SECOND = 25.0
+_COPY_BYTES_PER_SECOND = 300e6
+_SECONDS_PER_SAMPLE_AND_BILLION = 2.0
+"""Capturing one short spoken answer, per billion parameters that are active; a CPU's figure, a GPU is far quicker."""
+_SLOWER = {"rtn": 1.0, "mse": 40.0, "gptq": 60.0, "gptq-mse": 90.0, "awq": 80.0}
+"""Times the round-to-nearest time; ratios seen on SmolLM2-135M."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartEstimate:
+    name: str
+    label: str
+    parameters: int
+    bytes_now: int
+    bytes_after: int
+    quantized: bool
+    choosable: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the job's machine has free. Bytes, and cores."""
+
+    disk: int
+    ram: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    architecture: str
+    scheme: str
+    parameters: int
+    bytes_now: int
+    bytes_after: int
+    disk_bytes: int
+    """Needed beside the source while the job runs."""
+    ram_bytes: int
+    gpu_bytes: int
+    """Only what capturing on a GPU would take; the schemes themselves run on the CPU."""
+    seconds: float
+    parts: tuple[PartEstimate, ...]
+    left: Mapping[str, str]
+    """Layers whose sizes the scheme cannot divide, and why; they stay BF16."""
+    refusals: tuple[str, ...]
+    """Why it does not fit here, each with the sum; empty: it fits."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def machine(output: Path) -> Machine:
+    """This machine, with the disk that holds `output`."""
+    there = next(parent for parent in [output, *output.absolute().parents] if parent.exists())
+    return Machine(shutil.disk_usage(there).free, _available_ram(), os.cpu_count() or 1)
+
+
+def _available_ram() -> int:
+    """Bytes that a new process can take: the kernel's own estimate, within the control group's limit."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def estimate(plan: Plan, here: Machine) -> Estimate:
+    parts = tuple(_parts(plan))
+    after = sum(part.bytes_after for part in parts)
+    ram, gpu = _memory(plan, parts)
+    disk = math.ceil(after * (1 + _DISK_MARGIN))
+    return Estimate(
+        architecture=plan.source.architecture,
+        scheme=plan.scheme.name,
+        parameters=sum(part.parameters for part in parts),
+        bytes_now=plan.source.size,
+        bytes_after=after,
+        disk_bytes=disk,
+        ram_bytes=ram,
+        gpu_bytes=gpu,
+        seconds=_seconds(plan, after, here.cores),
+        parts=parts,
+        left=plan.left,
+        refusals=tuple(_refusals(plan, here, disk, ram)),
+    )
+
+
+def require(found: Estimate) -> None:
+    """Raises DoesNotFit with the arithmetic."""
+    if found.refusals:
+        raise DoesNotFit(" ".join(found.refusals))
+
+
+def _parts(plan: Plan) -> list[PartEstimate]:
+    quantized = plan.quantized
+    parameters: Counter[str] = Counter()
+    now: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    for name, tensor in plan.source.tensors.items():
+        part = plan.owners[name].name
+        parameters[part] += tensor.count
+        now[part] += tensor.size
+        after[part] += plan.scheme.bytes_of(tensor.shape) if name in quantized else tensor.size
+    return [
+        PartEstimate(d.part.name, d.part.label, parameters[d.part.name], now[d.part.name], after[d.part.name],
+                     d.quantized, d.part.choosable, d.why)
+        for d in plan.decisions
+    ]  # fmt: skip
+
+
+def _memory(plan: Plan, parts: tuple[PartEstimate, ...]) -> tuple[int, int]:
+    """Peak RAM, and GPU memory if the capture runs there. Bytes."""
+    shard = plan.source.largest_shard
+    largest = max(sum(tensor.count for tensor in group) for group in plan.groups.values())
+    shrink = sum(part.bytes_after for part in parts) / plan.source.size
+    stream = WORKER_RAM + shard * (1 + shrink) + largest * _WORKSPACE_BYTES_PER_WEIGHT.get(plan.recipe.algorithm, 40)
+    if not plan.recipe.needs_data:
+        return math.ceil(stream), 0
+    whole = plan.source.size * 1.05 + WORKER_RAM
+    return math.ceil(max(stream, whole * (1.1 if plan.recipe.needs_model else 1))), math.ceil(plan.source.size * 1.1)
+
+
+def _seconds(plan: Plan, after: int, cores: int) -> float:
+    weights = sum(tensor.count for group in plan.groups.values() for tensor in group) / 1e6
+    speed = min(cores, 16) / 2
+    seconds = weights / plan.scheme.million_weights_per_second * _SLOWER[plan.recipe.algorithm] / speed
+    seconds += weights / _VERIFY_MILLION_WEIGHTS_PER_SECOND / speed + after / _COPY_BYTES_PER_SECOND
+    if plan.recipe.needs_data:
+        seconds += plan.recipe.samples * _SECONDS_PER_SAMPLE_AND_BILLION * plan.source.size / 2e9 / speed
+    return seconds
+
+
+def _refusals(plan: Plan, here: Machine, disk: int, ram: int) -> list[str]:
+    found = []
+    if disk > here.disk:
+        found.append(
+            f"The result takes {disk / GB:.1f} GB of disk and {here.disk / GB:.1f} GB are free; "
+            f"free {(disk - here.disk) / GB:.1f} GB or name an output folder on another disk."
+        )
+    if ram > here.ram:
+        way = (
+            "choose NVFP4A16 or FP8_DYNAMIC, which read one file at a time"
+            if plan.recipe.needs_data
+            else "use a machine with more memory, or a copy of the model in smaller files"
+        )
+        found.append(f"The run takes {ram / GB:.1f} GB of RAM and {here.ram / GB:.1f} GB are available; {way}.")
+    return found
