@@ -8,7 +8,6 @@ import html
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +179,23 @@ class SystemPage:
         findings = await anyio.to_thread.run_sync(lambda: doctor.examine(self._settings, hardware.detect()))
         return findings_html(findings)
 
-    async def _preview(self, password: str, *wishes: Any, request: gr.Request) -> list[Any]:
-        return await self._try(password, request, partial(self._plan, *wishes))
+    # Gradio gives the request only to a parameter among the named ones, so the form is spelled out.
+    async def _preview(
+        self, password: str, model: str, speech: bool, users: float | None, context: float | None, request: gr.Request
+    ) -> list[Any]:
+        def preview() -> list[Any]:
+            return self._planned(_order(model, speech, users, context))
 
-    async def _start(self, password: str, *wishes: Any, request: gr.Request) -> list[Any]:
+        return await self._try(password, request, preview)
+
+    async def _start(
+        self, password: str, model: str, speech: bool, users: float | None, context: float | None, request: gr.Request
+    ) -> list[Any]:
         def start() -> list[Any]:
-            shown = self._plan(*wishes)
-            self._control.start(_order(*wishes))
-            return ["", shown[1]]
+            order = _order(model, speech, users, context)
+            _, text = self._planned(order)
+            self._control.start(order)
+            return ["", text]
 
         return await self._try(password, request, start)
 
@@ -206,9 +214,8 @@ class SystemPage:
         except OmniError as error:
             return [_alert(error), gr.skip()]
 
-    def _plan(self, *wishes: Any) -> list[Any]:
-        prepared = self._control.prepare(_order(*wishes))
-        plan = prepared.plan
+    def _planned(self, order: Order) -> list[Any]:
+        plan = self._control.prepare(order).plan
         table = html.escape("\n".join([*plan.table(), *plan.warnings])) if plan else ""
         return [f'<pre class="plan">{table}</pre>', gr.Code(plan.text if plan else "", visible=plan is not None)]
 

@@ -1,0 +1,82 @@
+"""Starting and stopping the server from the app: it and its supervisor live on when the app ends or is reloaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import omni_app
+from omni_app.errors import EngineUnavailable
+from omni_app.server import prepare, supervisor
+from omni_app.server.prepare import Order, Prepared
+from omni_app.server.state import ServerFolder, ServerState
+from omni_app.settings import Settings
+
+
+class ServerControl:
+    """The server of one data folder, as the app sees it. The folder is the truth; this only remembers its child."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.folder = ServerFolder(settings.data_dir.expanduser().absolute())
+        self._child: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
+
+    def state(self) -> ServerState:
+        """Cheap enough to ask every second."""
+        state = self.folder.read()
+        if self._child is None:
+            return state
+        ended = self._child.poll()
+        if state.supervisor is not None and state.supervisor.pid == self._child.pid:
+            return state
+        if ended is None:
+            return ServerState(status="starting", message="Looking at the machine and the model.", began=self._began)
+        return ServerState(status="failed", message=self._last_words()) if ended else state
+
+    def prepare(self, order: Order) -> Prepared:
+        """The plan, without starting anything. Reads the model's headers: seconds. Raises what `prepare` raises."""
+        return prepare.prepare(self._settings, order)
+
+    def start(self, order: Order) -> None:
+        """Start a supervisor that outlives the app. Raises EngineUnavailable when a server works already."""
+        state = self.state()
+        if state.works:
+            raise EngineUnavailable(f"A server is {state.status} already ({state.model}). Stop it first.")
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        with self.folder.supervisor_log.open("wb") as output:
+            self._began = time.time()
+            self._child = subprocess.Popen(
+                self._command(order), env=self._environment(), cwd=Path(omni_app.__file__).parent.parent,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    async def stop(self) -> None:
+        """Raises EngineUnavailable when something is left."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()  # before it wrote its state it could not be found there
+        await supervisor.stop(self.folder)
+
+    def _command(self, order: Order) -> list[str]:
+        settings, wishes = self._settings, order.wishes
+        return [
+            sys.executable, "-m", "omni_app", "serve", str(order.model.expanduser().absolute()),
+            "--speech" if wishes.speech else "--no-speech",
+            f"--users={wishes.users}", f"--context={wishes.context_tokens}",
+            f"--data-dir={settings.data_dir.expanduser().absolute()}",
+            f"--cache-dir={settings.cache_dir.expanduser().absolute()}",
+            f"--serve-venv={settings.serve_venv.expanduser().absolute()}",
+            f"--serve-host={settings.serve_host}", f"--serve-port={settings.serve_port}",
+            *([f"--deploy-config={order.deploy_config.expanduser().absolute()}"] if order.deploy_config else []),
+        ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        key = self._settings.api_key.get_secret_value()
+        return {**os.environ, **({"OMNI_API_KEY": key} if key else {})}
+
+    def _last_words(self) -> str:
+        lines = self.folder.supervisor_log.read_text(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "The server's supervisor ended without a word.")
