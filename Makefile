@@ -8,7 +8,7 @@ SERVE_VENV   ?= .venv-serve
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run serve models test lint bench pins clean
+.PHONY: run serve models test lint bench pins clean quantize-env test-quantize
 
 run: models
 	@$(BIN)/python app.py $(ARGS)
@@ -54,6 +54,19 @@ $(SERVE_VENV)/serve.done: requirements-serve.txt
 	@echo "Installing vLLM-Omni (several gigabytes) ..."
 	@$(SERVE_VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-serve.txt -q --progress-bar on
 	@touch $@
+
+# The quantizer's own interpreter. torch first and by name, so that your package index decides on CPU or CUDA.
+quantize-env: .venv-quantize/ready
+
+.venv-quantize/ready: quantize/requirements.txt
+	@$(PYTHON) -m venv .venv-quantize
+	@echo "Installing the quantizer (about 2 GB on disk) ..."
+	@.venv-quantize/bin/python -m pip install --disable-pip-version-check -q "$$(grep '^torch==' $<)"
+	@.venv-quantize/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
+
+test-quantize: $(VENV)/dev.done quantize-env
+	@$(BIN)/python -m pytest tests/quantize $(ARGS)
 
 pins:
 	uv pip compile --universal --python-version 3.11 --no-annotate --no-header requirements.in -o requirements.txt

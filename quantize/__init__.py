@@ -1,1 +1,1 @@
-"""From a BF16 checkpoint to a verified quantized one. Works alone: `python -m quantize estimate | run | verify | card`."""
+"""From a BF16 checkpoint to a verified quantized one. Works alone: `python -m quantize --help`."""

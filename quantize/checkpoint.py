@@ -151,8 +151,6 @@ def _header(file: Path) -> Iterator[Tensor]:
         raise ModelUnusable(f"{file.name} is not a safetensors file or is damaged; download it again.") from error
     whole = 8 + length + max((end for _, end in spans.values()), default=0)
     if (size := file.stat().st_size) < whole:
-        raise ModelUnusable(
-            f"{file.name} is cut off: {size:,} of {whole:,} bytes are there; download that file again."
-        )
+        raise ModelUnusable(f"{file.name} is cut off: {size:,} of {whole:,} bytes are there; download that file again.")
     for name, (begin, end) in spans.items():
         yield Tensor(name, str(header[name]["dtype"]), shapes[name], end - begin, file.name)

@@ -49,6 +49,8 @@ def publish(out: Path) -> None:
 
 def complete(plan: Plan, folder: Path, scheme: QuantizationScheme, where: Mapping[str, str]) -> None:
     """Write index, config.json and recipe.yaml; copy tokenizer, processor, template and generation config."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes them for their owner alone; a server may be somebody else
     if len(plan.source.files) > 1:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
@@ -92,6 +94,11 @@ def _recipe(plan: Plan, ignore: list[str]) -> str:
     if recipe.algorithm in ("mse", "gptq-mse"):
         settings["weight_observer"] = "memoryless_mse"
     if recipe.group:
-        settings["group_size"] = recipe.group
+        weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": recipe.group}
+        del settings["scheme"], settings["targets"]
+        settings["config_groups"] = {"group_0": {"targets": ["Linear"], "weights": weights}}
     modifiers = {"AWQModifier": {"duo_scaling": True}} if recipe.algorithm == "awq" else {}
-    return yaml.safe_dump({"default_stage": {"default_modifiers": {**modifiers, modifier: settings}}}, sort_keys=False)
+    text: str = yaml.safe_dump(
+        {"default_stage": {"default_modifiers": {**modifiers, modifier: settings}}}, sort_keys=False
+    )
+    return text

@@ -125,4 +125,3 @@ def _linear(name: str) -> bool:
 def module(tensor: str) -> str:
     """The module that a tensor belongs to."""
     return tensor.rpartition(".")[0]
-

@@ -1,0 +1,137 @@
+"""`python -m quantize estimate | run | verify | card | jobs`. Machine-readable lines on stdout, words on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+from quantize import checkpoint, environment, estimate, job, plan, supervisor
+from quantize.errors import BadRequest, QuantizeError
+from quantize.job import Job, Request, State, Status
+from quantize.schemes import ALGORITHMS, RECIPES, SCHEMES, Recipe
+
+_FOLLOW_SECONDS = 0.25
+
+
+def main() -> int:
+    """Exit status 0: done; 1: failed, with one sentence; 130: cancelled."""
+    found = _arguments().parse_args()
+    try:
+        return int(
+            {"estimate": _estimate, "run": _run, "verify": _verify, "card": _card, "jobs": _jobs}[found.command](found)
+        )
+    except QuantizeError as error:
+        print(json.dumps({"error": str(error)}))
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m quantize", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sizing = commands.add_parser("estimate", help="sizes, memory and time, from the files' headers")
+    sizing.add_argument("source", type=Path)
+    running = commands.add_parser("run", help="quantize, verify, publish")
+    running.add_argument("source", nargs="?", help="a model folder")
+    running.add_argument("output", nargs="?", type=Path)
+    running.add_argument("--jobs", type=Path, default=Path("data/jobs"), help="where job folders are kept")
+    running.add_argument("--job", type=Path, help="take up an existing job instead")
+    running.add_argument("--calibration", default="", help="folder or JSONL of samples")
+    for command in (sizing, running):
+        _recipe_arguments(command)
+    verifying = commands.add_parser("verify", help="check a quantized folder, anybody's")
+    verifying.add_argument("folder", type=Path)
+    verifying.add_argument("--source", type=Path, help="the model it was made from")
+    printing = commands.add_parser("card", help="print the model card of a finished job")
+    printing.add_argument("folder", type=Path)
+    listing = commands.add_parser("jobs", help="list the jobs, newest first")
+    listing.add_argument("--jobs", type=Path, default=Path("data/jobs"))
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", choices=list(RECIPES), help="a recipe by name; the options below override it")
+    parser.add_argument("--scheme", choices=list(SCHEMES))
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS))
+    parser.add_argument("--parts", help="comma-separated; the thinker's language model unless said otherwise")
+    parser.add_argument("--samples", type=int, help="calibration samples")
+    parser.add_argument("--group", type=int, help="group width of W4A16: 32, 64 or 128")
+
+
+def _recipe(found: argparse.Namespace) -> Recipe:
+    base = RECIPES[found.recipe or "weight-only"][0]
+    parts = tuple(found.parts.split(",")) if found.parts else base.parts
+    samples = base.samples if found.samples is None else found.samples
+    return Recipe(found.scheme or base.scheme, found.algorithm or base.algorithm, parts, samples, found.group or 0)
+
+
+def _estimate(found: argparse.Namespace) -> int:
+    made = plan.make(checkpoint.read_source(found.source), _recipe(found))
+    print(json.dumps(estimate.estimate(made, estimate.machine(found.source)).as_dict()))
+    return 0
+
+
+def _run(found: argparse.Namespace) -> int:
+    one = Job(found.job.absolute()) if found.job else _create(found)
+    following = threading.Event()
+    follower = threading.Thread(target=_follow, args=(one, following), daemon=True)
+    follower.start()
+    state = supervisor.run(one)
+    following.set()
+    follower.join()
+    print(json.dumps({"job": str(one.folder), **asdict(state)}), flush=True)
+    print(state.message, file=sys.stderr)
+    return {Status.DONE: 0, Status.CANCELLED: 130}.get(state.status, 1)
+
+
+def _create(found: argparse.Namespace) -> Job:
+    if not found.source or not found.output:
+        raise BadRequest("Name the model folder and the output folder: python -m quantize run SOURCE OUTPUT.")
+    source = Path(found.source).absolute()
+    recipe = _recipe(found)
+    plan.make(checkpoint.read_source(source), recipe)  # refused here rather than after a wait in the queue
+    calibration = str(Path(found.calibration).absolute()) if found.calibration else ""
+    return job.create(found.jobs, Request(str(source), str(found.output.absolute()), recipe, calibration))
+
+
+def _follow(one: Job, ended: threading.Event) -> None:
+    """Print the job's steps as they come."""
+    seen = 0
+    last = False
+    while not last:
+        last = ended.wait(_FOLLOW_SECONDS)
+        steps = list(one.steps())
+        for step in steps[seen:]:
+            print(json.dumps(asdict(step)), flush=True)
+        seen = len(steps)
+
+
+def _verify(found: argparse.Namespace) -> int:
+    python = environment.ensure(sys.stderr.buffer)
+    source = ["--source", str(found.source.absolute())] if found.source else []
+    command = [str(python), "-m", "quantize.worker", "verify", str(found.folder.absolute()), *source]
+    return subprocess.run(command, cwd=environment.ROOT, env=environment.variables(), check=False).returncode
+
+
+def _card(found: argparse.Namespace) -> int:
+    path = found.folder / "README.md"
+    if not path.is_file():
+        raise BadRequest(f"{found.folder} has no model card; only a result of `python -m quantize run` has one.")
+    print(path.read_text())
+    return 0
+
+
+def _jobs(found: argparse.Namespace) -> int:
+    for one in job.find(found.jobs):
+        state: State = one.state
+        print(json.dumps({"job": str(one.folder), "ahead": len(job.ahead(one)), **asdict(state)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

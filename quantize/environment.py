@@ -1,0 +1,72 @@
+"""The worker's own interpreter: llm-compressor with its transformers, apart from everything else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO
+
+from quantize.errors import QuantizeError
+from quantize.progress import Tell, silent
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+_VARIABLE = "OMNI_QUANTIZE_PYTHON"
+
+
+def python() -> Path:
+    """Where the worker's interpreter is or will be: $OMNI_QUANTIZE_PYTHON, this one if it can, or .venv-quantize."""
+    if named := os.environ.get(_VARIABLE):
+        return Path(named)
+    if _here():
+        return Path(sys.executable)
+    return ROOT / ".venv-quantize" / "bin" / "python"
+
+
+def ready() -> bool:
+    return _VARIABLE in os.environ or _here() or (ROOT / ".venv-quantize" / "ready").exists()
+
+
+def _here() -> bool:
+    try:
+        metadata.version("llmcompressor")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def ensure(log: BinaryIO, tell: Tell = silent) -> Path:
+    """The interpreter, built first if it must be: about 2 GB, a few minutes. Raises QuantizeError if that fails."""
+    if ready():
+        return python()
+    venv = ROOT / ".venv-quantize"
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    steps = (
+        [sys.executable, "-m", "venv", str(venv)],
+        [*pip, *_torch()],
+        [*pip, "-r", str(REQUIREMENTS)],
+    )
+    for number, command in enumerate(steps):
+        tell("environment", number, len(steps), " ".join(command[-2:]))
+        if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode:
+            raise QuantizeError(
+                "The quantizer's environment could not be built (the log says why); "
+                "check the network and the disk, then start the job again."
+            )
+    (venv / "ready").touch()
+    tell("environment", len(steps), len(steps), "")
+    return python()
+
+
+def _torch() -> list[str]:
+    """torch's own pin, installed first and by name, so that the user's package index decides on CPU or CUDA."""
+    lines = REQUIREMENTS.read_text().splitlines()
+    return [line for line in lines if line.startswith("torch==")]
+
+
+def variables() -> dict[str, str]:
+    """The environment of the worker's process: few threads' surprises, and nothing asked of a hub by accident."""
+    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,206 @@
+"""A quantization job: a folder on disk is the truth, so that any page, process or reboot finds it again.
+
+jobs/<id>/request.json     what was asked
+          state.json       how it stands; written whole or not at all
+          progress.jsonl   one line a step
+          log.txt          everything the worker printed
+          calibration/     what was captured from the model; a second run goes on from it
+          verification.*   the report, of a failed job too
+          lock             held while a process looks after the job; let go by its death
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import BadRequest, JobStopped
+from quantize.progress import Progress
+from quantize.schemes import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+_UNATTENDED_SECONDS = 30.0
+"""A queued job that nobody has looked after for so long has been forgotten."""
+
+
+class Status(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """Its process died: a crash, a reboot. `start` goes on from the captured calibration."""
+
+
+LIVE = (Status.QUEUED, Status.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    source: str
+    """A model folder, or a hub id."""
+    output: str
+    recipe: Recipe
+    calibration: str = ""
+    """A folder or a JSONL file of samples; empty: the small set that comes with this package."""
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Request:
+        recipe = Recipe(**{**found["recipe"], "parts": tuple(found["recipe"]["parts"])})
+        return cls(found["source"], found["output"], recipe, found["calibration"])
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    status: Status
+    message: str = ""
+    """For the user: what failed and the way out, or where the result lies."""
+    created: float = 0.0
+    """Seconds since the epoch, as the others."""
+    started: float = 0.0
+    ended: float = 0.0
+    pid: int = 0
+    """The process that looks after the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def request(self) -> Request:
+        return Request.from_dict(json.loads((self.folder / "request.json").read_text()))
+
+    @property
+    def state(self) -> State:
+        """How the job really stands: one whose process died is interrupted, whatever the file says."""
+        found = self.written_state
+        if found.status not in LIVE or self.attended:
+            return found
+        if found.status is Status.QUEUED and time.time() - found.created < _UNATTENDED_SECONDS:
+            return found
+        last = self.progress
+        where = f" at {last.stage}, {last.done} of {last.total}" if last else ""
+        return replace(found, status=Status.INTERRUPTED, message=f"The job stopped{where}; start it again to go on.")
+
+    @property
+    def written_state(self) -> State:
+        found = json.loads((self.folder / "state.json").read_text())
+        return State(**{**found, "status": Status(found["status"])})
+
+    @property
+    def progress(self) -> Progress | None:
+        """The newest step, None before the first."""
+        return next(reversed(list(self.steps())), None)
+
+    def steps(self) -> Iterator[Progress]:
+        """Every step so far, oldest first."""
+        path = self.folder / "progress.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return (Progress(**json.loads(line)) for line in lines if line.endswith("}"))
+
+    @property
+    def attended(self) -> bool:
+        """Whether a living process looks after the job."""
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The verification, None where it did not come to one."""
+        path = self.folder / "verification.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def log(self, lines: int = 50) -> list[str]:
+        path = self.folder / "log.txt"
+        return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+
+    def write_state(self, state: State) -> None:
+        growing = self.folder / f"state.json.{os.getpid()}"
+        growing.write_text(json.dumps(asdict(state)))
+        growing.rename(self.folder / "state.json")
+
+    @contextmanager
+    def attend(self) -> Iterator[None]:
+        """Hold the job's lock. Raises BadRequest if another process does."""
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BadRequest(f"Job {self.id} is running already.") from error
+            yield
+
+
+def create(jobs: Path, request: Request) -> Job:
+    """A new job in the queue. Nothing runs before `start`, or `supervisor.run` in this process."""
+    now = time.time()
+    stem = re.sub(r"[^\w.-]+", "-", Path(request.output).name)[:40]
+    job = Job(jobs.absolute() / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{stem}-{secrets.token_hex(2)}")
+    job.folder.mkdir(parents=True)
+    (job.folder / "request.json").write_text(json.dumps(asdict(request), indent=2))
+    job.write_state(State(Status.QUEUED, created=now))
+    return job
+
+
+def find(jobs: Path) -> list[Job]:
+    """All jobs, newest first."""
+    folders = [path.parent for path in jobs.absolute().glob("*/state.json")]
+    return sorted(map(Job, folders), key=lambda job: (job.written_state.created, job.id), reverse=True)
+
+
+def ahead(job: Job) -> list[Job]:
+    """The living jobs that come before this one, oldest first; its place in the queue is one more than their number."""
+    own = job.written_state.created, job.id
+    others = [other for other in find(job.folder.parent) if (other.written_state.created, other.id) < own]
+    return [other for other in reversed(others) if other.state.status in LIVE]
+
+
+def start(job: Job) -> None:
+    """Run the job in a process of its own that outlives this one; also to go on with an interrupted one."""
+    if job.state.status not in (Status.QUEUED, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED):
+        raise BadRequest(f"Job {job.id} is {job.state.status}; only one that is not running or done can be started.")
+    job.write_state(replace(State(Status.QUEUED), created=time.time()))
+    with (job.folder / "log.txt").open("ab") as log:
+        subprocess.Popen(  # outlives us on purpose: the folder says how it goes
+            [sys.executable, "-m", "quantize", "run", "--job", str(job.folder)],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def cancel(job: Job, patience: float = 6.0) -> None:
+    """End the job and whatever it has half written, within seconds. Raises JobStopped if it does not end."""
+    state = job.written_state
+    if state.status not in LIVE:
+        return
+    if not job.attended:
+        job.write_state(replace(state, status=Status.CANCELLED, message="Cancelled.", ended=time.time()))
+        return
+    if state.pid:
+        os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while job.attended:
+        if time.monotonic() > deadline:
+            raise JobStopped(f"Job {job.id} has not ended after {patience:.0f} s; end process {state.pid} by hand.")
+        time.sleep(0.05)

@@ -1,0 +1,106 @@
+"""Looks after one job: waits for its turn, runs the worker in its own interpreter, and cleans up after any end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from quantize import environment, folder
+from quantize.errors import JobStopped, QuantizeError
+from quantize.job import ROOT, Job, State, Status, ahead
+from quantize.progress import Reporter
+
+_TERM_SECONDS = 2.0
+_POLL_SECONDS = 0.2
+
+
+class _Cancelled(BaseException):
+    """SIGTERM or Ctrl-C."""
+
+
+def run(job: Job) -> State:
+    """Take the job to its end and return how it ended. Raises BadRequest if another process runs it."""
+    with job.attend():
+        state = replace(job.written_state, status=Status.QUEUED, message="", pid=os.getpid())
+        job.write_state(state)
+        before = {s: signal.signal(s, _raise_cancelled) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            _wait_for_turn(job)
+            state = replace(state, status=Status.RUNNING, started=time.time())
+            job.write_state(state)
+            _work(job)
+            state = replace(state, status=Status.DONE, message=f"The model is in {job.request.output}.")
+        except _Cancelled:
+            state = replace(state, status=Status.CANCELLED, message="Cancelled; nothing half-written remains.")
+        except QuantizeError as error:
+            state = replace(state, status=Status.FAILED, message=str(error))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            folder.discard(Path(job.request.output))
+            state = _ended(state)
+            job.write_state(state)
+        return state
+
+
+def _ended(state: State) -> State:
+    status = Status.FAILED if state.status is Status.RUNNING else state.status
+    return replace(state, status=status, ended=time.time(), pid=0)
+
+
+def _raise_cancelled(number: int, frame: FrameType | None) -> None:
+    raise _Cancelled
+
+
+def _wait_for_turn(job: Job) -> None:
+    while ahead(job):
+        time.sleep(_POLL_SECONDS)
+
+
+def _work(job: Job) -> None:
+    """Raises QuantizeError with what the worker said, or how it died."""
+    outcome = job.folder / "outcome.json"
+    outcome.unlink(missing_ok=True)
+    tell = Reporter(job.folder / "progress.jsonl")
+    with (job.folder / "log.txt").open("ab") as log:
+        python = environment.ensure(log, tell)
+        process = subprocess.Popen(
+            [str(python), "-m", "quantize.worker", "run", str(job.folder)],
+            cwd=ROOT, env=environment.variables(), stdin=subprocess.PIPE, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait()
+        except _Cancelled:
+            _end(process)
+            raise
+    if code == 0:
+        return
+    if outcome.exists():
+        raise JobStopped(json.loads(outcome.read_text())["error"])
+    raise JobStopped(_death(code, job))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask, then insist; the worker is a process group of its own."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_TERM_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _death(code: int, job: Job) -> str:
+    if code == -signal.SIGKILL:
+        return (
+            "The worker was killed, most likely because memory ran out; close other programs and start the job again."
+        )
+    last = next((line for line in reversed(job.log()) if line.strip()), "nothing")
+    return f"The worker broke off ({last.strip()[:300]}); log.txt of the job has all of it. Start the job again."

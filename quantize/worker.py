@@ -1,0 +1,114 @@
+"""What runs in the interpreter that has llm-compressor: the job from its request to the published folder."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from quantize import card, checkpoint, estimate, folder, plan, stream, verify
+from quantize.errors import JobStopped, QuantizeError
+from quantize.job import Job
+from quantize.plan import Plan
+from quantize.progress import Reporter, Tell
+
+
+def main() -> int:
+    """Exit status 0: done; 1: failed, outcome.json or the report says why."""
+    parser = argparse.ArgumentParser(prog="quantize.worker")
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("job", type=Path)
+    verifying = commands.add_parser("verify")
+    verifying.add_argument("folder", type=Path)
+    verifying.add_argument("--source", type=Path)
+    found = parser.parse_args()
+    if found.command == "verify":
+        return _verify(found.folder, found.source)
+    return _run(Job(found.job))
+
+
+def _verify(result: Path, source: Path | None) -> int:
+    try:
+        report = verify.verify(result, source)
+    except QuantizeError as error:
+        print(json.dumps({"error": str(error)}))
+        return 1
+    print(json.dumps(report.as_dict()))
+    print(report.table(), file=sys.stderr)
+    return 0 if report.passed else 1
+
+
+def _run(job: Job) -> int:
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    out = Path(job.request.output)
+    try:
+        quantize(job, Reporter(job.folder / "progress.jsonl"))
+    except QuantizeError as error:
+        return _failed(job, str(error))
+    except MemoryError:
+        return _failed(job, "Memory ran out; close other programs, or choose a scheme without calibration.")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _failed(
+            job, f"The disk of {out.parent} ran full while writing; free some space and start the job again."
+        )
+    finally:
+        folder.discard(out)
+    return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _end_with_parent() -> None:
+    """Nobody looks after us once the pipe closes. The supervisor that would tidy up is gone, so we do."""
+    while os.read(0, 1):  # not sys.stdin, whose lock would make our own exit fail
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _failed(job: Job, error: str) -> int:
+    (job.folder / "outcome.json").write_text(json.dumps({"error": error}))
+    return 1
+
+
+def quantize(job: Job, tell: Tell) -> None:
+    """The whole job. Raises QuantizeError."""
+    request = job.request
+    source, out = Path(request.source), Path(request.output)
+    made = plan.make(checkpoint.read_source(source), request.recipe)
+    expected = estimate.estimate(made, estimate.machine(out))
+    estimate.require(expected)
+    growing = folder.begin(source, out)
+    scheme = stream.scheme_for(made)
+    where = _write(made, growing, job, tell)
+    tell("finish", 0, 2, "config and tokenizer")
+    folder.complete(made, growing, scheme, where)
+    report = verify.verify(growing, source, tell)
+    verify.write(report, job.folder)
+    report.require()
+    verify.write(report, growing)
+    tell("finish", 1, 2, "model card")
+    (growing / "README.md").write_text(card.render(made, expected, report))
+    folder.publish(out)
+    tell("finish", 2, 2, str(out))
+
+
+def _write(made: Plan, growing: Path, job: Job, tell: Tell) -> dict[str, str]:
+    if made.recipe.needs_data:
+        raise JobStopped(f"{made.recipe.scheme} by {made.recipe.algorithm} needs calibration, which is not there yet.")
+    return stream.write(made, growing, stream.scheme_for(made), tell=tell)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
