@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import anyio.to_thread
+
 import omni_app
 from omni_app.errors import EngineUnavailable
-from omni_app.server import prepare, supervisor
+from omni_app.server import prepare, process, supervisor
 from omni_app.server.prepare import Order, Prepared
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.settings import Settings
+
+
+def with_own_server(settings: Settings) -> tuple[Settings, str]:
+    """The settings with the endpoint of this data folder's server, when one is ready and no other engine is asked
+    for; and the reason as one sentence, empty when nothing was changed."""
+    state = ServerFolder(settings.data_dir.expanduser().absolute()).read()
+    runs = state.status == "ready" and state.server is not None and process.is_running(state.server)
+    if settings.engine != "auto" or settings.endpoint or not runs:
+        return settings, ""
+    found = settings.model_copy(update={"endpoint": state.endpoint})
+    return found, "The server that was started from this data folder answers."
 
 
 class ServerControl:
@@ -35,6 +49,8 @@ class ServerControl:
             return state
         if ended is None:
             return ServerState(status="starting", message="Looking at the machine and the model.", began=self._began)
+        if ended == -signal.SIGTERM:
+            return ServerState(status="stopped", message="The server was stopped before it had begun.")
         return ServerState(status="failed", message=self._last_words()) if ended else state
 
     def prepare(self, order: Order) -> Prepared:
@@ -58,6 +74,7 @@ class ServerControl:
         """Raises EngineUnavailable when something is left."""
         if self._child is not None and self._child.poll() is None:
             self._child.terminate()  # before it wrote its state it could not be found there
+            await anyio.to_thread.run_sync(self._child.wait)
         await supervisor.stop(self.folder)
 
     def _command(self, order: Order) -> list[str]:

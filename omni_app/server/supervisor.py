@@ -97,7 +97,8 @@ class Supervisor:
             except OmniError as error:
                 failure = Failure(str(error), retry=False)
             if failure is not None:
-                self._publish(status="failed", message=failure.sentence, server=None)
+                left = self.state.server if self.state.server and process.members(self.state.server) else None
+                self._publish(status="failed", message=failure.sentence, server=left)
                 raise EngineUnavailable(failure.sentence)
             self._publish(status="stopped", message="The server was stopped.", stages=(), server=None)
 
@@ -106,7 +107,9 @@ class Supervisor:
         crashes = 0
         while True:
             failure = await self._life(crashes)
-            if failure is None or not failure.retry:
+            was_ready = self.state.ready_after_s is not None
+            # What was ready once can be again, whatever it died of.
+            if failure is None or not (failure.retry or was_ready):
                 return failure
             ready_s = time.time() - self.state.began - (self.state.ready_after_s or 0.0)
             crashes = 0 if self.state.ready_after_s and ready_s > self.patience.forgive_s else crashes

@@ -161,14 +161,16 @@ class SystemPage:
         tail = self._control.folder.tail(LOG_LINES) if operator and state.began else []
         every = CHANGING_S if state.status in CHANGING else WORKING_S
         return [
-            self._engine(), server_html(state, time.time(), gpu_memory.by_stage(state)),
+            self._engine(state), server_html(state, time.time(), gpu_memory.by_stage(state)),
             gr.Textbox("\n".join(tail), visible=bool(tail)), gr.Timer(every, active=state.works),
             gr.Button(interactive=not state.works), gr.Button(interactive=state.works),
         ]  # fmt: skip
 
-    def _engine(self) -> str:
+    def _engine(self, state: ServerState) -> str:
         status = self._runner.status()
         words = f"{self._runner.chosen_because} {status.why}"
+        if state.status == "ready" and state.endpoint not in status.why:
+            words += " The server below is ready: start the app again to talk to it."
         ready = "ready" if status.ready else "waiting"
         chip = f'<span class="engine {ready}"><b>{html.escape(status.name)}</b> {html.escape(status.model)}</span>'
         return f'<div class="header"><h2>Engine</h2>{chip}<p>{html.escape(words)}</p></div>'

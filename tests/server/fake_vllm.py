@@ -21,7 +21,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LOGS = ROOT / "tests/data/vllm_logs"
-CRASH = "(APIServer pid=1) RuntimeError: the fake engine fell over"
 STAGE = "import signal, time{deaf}; time.sleep(600)"
 DEAF = "; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
@@ -37,6 +36,7 @@ class Script:
     """Ignore SIGTERM, in every process."""
     crash_file: str = ""
     """Crash when this file appears, and remove it."""
+    crash_says: str = "(APIServer pid=1) RuntimeError: the fake engine fell over"
     starts_file: str = ""
     """A file that gets one line for each start."""
     refuses: str = ""
@@ -97,7 +97,7 @@ async def crash_on_command(script: Script) -> None:
     while not (script.crash_file and Path(script.crash_file).exists()):  # noqa: ASYNC110, ASYNC240
         await asyncio.sleep(0.02)
     Path(script.crash_file).unlink()  # noqa: ASYNC240
-    print(CRASH, flush=True)
+    print(script.crash_says, flush=True)
     os._exit(1)
 
 

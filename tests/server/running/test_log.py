@@ -42,6 +42,19 @@ def test_a_start_of_0_30_that_ended_early() -> None:
     assert code2wav.words(1012.0) == "code2wav: waiting for its turn"
 
 
+@pytest.mark.parametrize(("name", "loading", "capturing"), [("startup_cold", 27, 3), ("startup_warm", 23, 4)])
+def test_stages_that_start_side_by_side(name: str, loading: int, capturing: int) -> None:
+    startup = StartupLog(clock=lambda: 1000.0)
+    with gzip.open(LOGS.parent / f"vllm_omni_0_30/{name}.log.gz", "rt") as lines:
+        for line in lines:
+            startup.feed(line.rstrip("\n"))
+    thinker, talker, code2wav = startup.stages
+    assert [stage.phase for stage in startup.stages] == ["ready"] * 3
+    assert (thinker.seconds["loading"], thinker.seconds["capturing"]) == (loading, capturing)
+    assert [stage.weights_gib for stage in startup.stages] == [19.28, 6.26, 0.47]
+    assert (thinker.room_tokens, talker.room_tokens, code2wav.room_tokens) == (131_072, 209_712, None)
+
+
 def test_two_workers_of_one_stage_are_that_stage() -> None:
     thinker = told("vllm026_wrong_tensor_parallel").stages[0]
     assert thinker.phase == "importing"
