@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, sync_playwright
 
 METER = Path(__file__).with_name("meter.js")
 AUDIBLE = 0.01
@@ -71,7 +71,7 @@ class Visitor:
         self.page: Page = self.context.new_page()
         self.page.add_init_script(path=METER)
         self.page.on("pageerror", lambda error: self.problems.append(f"pageerror: {error}"))
-        self.page.on("console", lambda line: self.problems.extend([line.text] if line.type == "error" else []))
+        self.page.on("console", lambda line: self.problems.extend([_told(line)] if line.type == "error" else []))
         self.page.set_default_timeout(15_000)
         self.page.goto(url)
         self.box.wait_for()
@@ -101,6 +101,10 @@ class Visitor:
 
     def close(self) -> None:
         self.context.close()
+
+
+def _told(line: ConsoleMessage) -> str:
+    return f"{line.text} ({line.location.get('url', '')})"
 
 
 def analysed(peaks: list[dict[str, Any]], after: float = 0.0) -> Sound | None:

@@ -27,7 +27,8 @@ def _available() -> list[tuple[str, str, list[str]]]:
 
 
 def cards() -> list[Any]:
-    """What the Chatbot shows on an empty page."""
+    """What the Chatbot shows on an empty page; the files are served from where they lie."""
+    gr.set_static_paths([ASSETS])
     return [{"text": text, "display_text": title, "files": files} for title, text, files in _available()]
 
 

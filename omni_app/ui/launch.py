@@ -14,12 +14,13 @@ from starlette.middleware import Middleware
 from omni_app import api, engines
 from omni_app.media import Limits
 from omni_app.runner import Runner
+from omni_app.server.control import with_own_server
 from omni_app.settings import Settings
 from omni_app.ui import export, speech
 from omni_app.ui.chat import Chat
 from omni_app.ui.live import Replies
 from omni_app.ui.page import STATIC, Page
-from omni_app.ui.store import Store
+from omni_app.ui.store import VISITORS, Store
 from omni_app.ui.system import SystemPage
 from omni_app.ui.tools import ask_tool
 from omni_app.ui.visitor import VisitorMiddleware
@@ -32,7 +33,9 @@ MOST_EVENTS_AT_ONCE = 120
 
 def launch(settings: Settings) -> None:
     """Choose the engine, start everything, and return when the server is stopped."""
+    settings, own = with_own_server(settings)
     spec, because = engines.choose(settings)
+    because = own or because
     demo, url = serve(settings, Runner(spec.create(settings), because, settings.max_replies))
     print(f"Omni is at {url} (engine {spec.name}: {because})", flush=True)
     demo.block_thread()
@@ -41,14 +44,16 @@ def launch(settings: Settings) -> None:
 def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
     """Start the server with this runner; returns the page and its address while it runs in threads of its own."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # Gradio names its copies by content and deletes its own at the end, so two apps must not share the folder.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.data_dir / "gradio"))
     demo, routes = assemble(settings, runner)
     _warn_of_exposure(settings)
     _, url, _ = demo.queue(max_size=4 * settings.max_replies).launch(
         server_name=settings.host, server_port=settings.port or None, share=settings.share,
         auth=_credentials(settings), max_threads=MOST_EVENTS_AT_ONCE, max_file_size=settings.max_upload_mb * 10**6,
-        allowed_paths=[str(settings.data_dir)], run_history=False, ssr_mode=False, mcp_server=True, quiet=True,
+        allowed_paths=[str(settings.data_dir / VISITORS)], run_history=False, ssr_mode=False, quiet=True,
         footer_links=["api", "settings"], theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
-        css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True,
+        css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True, mcp_server=True,
         app_kwargs={"routes": routes, "lifespan": _lifespan(runner), "middleware": _middleware(settings)},
     )  # fmt: skip
     return demo, url
@@ -80,7 +85,7 @@ def _lifespan(runner: Runner) -> Any:
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
-    return [Middleware(VisitorMiddleware, private=settings.data_dir)]
+    return [Middleware(VisitorMiddleware, private=settings.data_dir / VISITORS)]
 
 
 def _credentials(settings: Settings) -> tuple[str, str] | None:

@@ -22,6 +22,8 @@ from omni_app.conversation import Message, Part
 log = logging.getLogger(__name__)
 
 UNTITLED = "New conversation"
+VISITORS = "visitors"
+"""The folder below `data_dir` that holds everything visitors say and get."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Store:
     """All conversations of all visitors. A visitor's name is opaque here and safe as a folder name (`visitor.py`)."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._root = data_dir / "visitors"
+        self._root = data_dir / VISITORS
         self._open: dict[tuple[str, str], Conversation] = {}
 
     def new(self, visitor: str) -> Conversation:

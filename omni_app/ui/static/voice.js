@@ -105,5 +105,11 @@ part('shoot').addEventListener('click', attachPhoto);
 part('cancel').addEventListener('click', closeCamera);
 refresh();
 
-// On a phone the sidebar covers the page; it opens when asked for.
-if (matchMedia('(max-width: 768px)').matches) requestAnimationFrame(() => document.querySelector('.sidebar.open .toggle-button')?.click());
+// On a phone the sidebar covers the page; it opens when asked for. Gradio lays it out some time after this runs.
+if (matchMedia('(max-width: 768px)').matches) {
+  const closing = setInterval(() => {
+    const toggle = document.querySelector('.sidebar.open .toggle-button');
+    if (toggle) { clearInterval(closing); toggle.click(); }
+  }, 50);
+  setTimeout(() => clearInterval(closing), 5000);
+}
