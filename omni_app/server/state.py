@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from omni_app.server.process import ProcessId
 Status = Literal["none", "starting", "warming up", "ready", "pausing", "stopping", "stopped", "failed"]
 WORKING: tuple[Status, ...] = ("starting", "warming up", "ready", "pausing", "stopping")
 CHANGING: tuple[Status, ...] = ("starting", "warming up", "pausing", "stopping")
+
+
+_EMPTY = re.compile(r"\s*(?:\(\w+ pid=\d+\))?\s*")
+"""A line that bears at most the name of its process."""
 
 
 class ServerState(BaseModel):
@@ -99,7 +104,7 @@ class ServerFolder:
             return []
         # Of a progress bar only its last state is of interest.
         told = (line.rpartition("\r")[2] for line in data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n"))
-        return [line for line in told if line.strip()][-lines:]
+        return [line for line in told if not _EMPTY.fullmatch(line)][-lines:]
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -61,7 +61,7 @@ class Patience:
     """How long a server that failed its warm-up may take to end by itself."""
     unhealthy_s: float = 60.0
     """How long a server that was ready may refuse its health before it counts as dead."""
-    grace_s: float = 20.0
+    grace_s: float = 10.0
     """From asking to killing."""
     pauses_s: tuple[float, ...] = (5.0, 20.0, 60.0)
     """Before each restart after a crash; their number is the number of restarts."""
@@ -163,7 +163,7 @@ class Supervisor:
                 await asyncio.sleep(self.patience.last_words_s)
                 return failure
             seconds = time.time() - self.state.began
-            self._publish(status="ready", ready_after_s=seconds, message=f"It was ready after {seconds:.0f} s.")
+            self._publish(status="ready", ready_after_s=seconds, message=f"The start took {seconds:.0f} s.")
             return await self._guard(client)
 
     async def _warm_up(self) -> Failure | None:

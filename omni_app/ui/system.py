@@ -127,7 +127,9 @@ class SystemPage:
             add["start"] = gr.Button("Start", variant="primary", elem_id="start")
             add["stop"] = gr.Button("Stop", variant="stop", elem_id="stop")
         add["answer"] = gr.HTML(elem_id="answer")
-        add["plan"] = gr.Code(label="The plan", language="yaml", visible=False, elem_id="plan", interactive=False)
+        add["plan"] = gr.Code(
+            label="The plan", language="yaml", visible=False, elem_id="plan", interactive=False, max_lines=20
+        )
 
     def _machine(self, demo: gr.Blocks) -> None:
         facts = gr.HTML(elem_id="facts")

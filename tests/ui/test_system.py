@@ -99,14 +99,14 @@ def test_a_server_is_planned_started_found_again_and_stopped(
         expect(page.locator("#plan")).to_contain_text("stage_id")
         press(page, "Start")
         expect(server(page)).to_contain_text("thinker: ready (19.3 GiB of weights", timeout=START_MS)
-        expect(server(page)).to_contain_text(re.compile("ready: It was ready after"), timeout=START_MS)
+        expect(server(page)).to_contain_text("ready: The start took", timeout=START_MS)
         expect(page.locator("#server-log textarea")).to_have_value(re.compile("EngineCore running"))
     state = folder.read()
     assert state.server is not None
     assert process.is_running(state.server)
     assert "stage_id" in folder.deploy.read_text()
     with opened(browser, settings) as page:
-        expect(server(page)).to_contain_text("ready: It was ready after")
+        expect(server(page)).to_contain_text("ready: The start took")
         expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
         press(page, "Stop")
         expect(server(page)).to_contain_text("stopped: The server was stopped.", timeout=START_MS)

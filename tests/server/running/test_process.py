@@ -247,6 +247,12 @@ async def test_a_process_of_an_earlier_boot_is_left_alone() -> None:
     assert process.members(mine.model_copy(update={"boot": "another"})) == []
 
 
+async def test_the_logs_tail_is_what_says_something(folder: ServerFolder) -> None:
+    assert folder.tail(3) == []
+    folder.fresh_log().write_bytes(b"one\n\n(APIServer pid=7) \n10%\r20%\r\n(APIServer pid=7) two\nthr\xc3")
+    assert folder.tail(3) == ["20%", "(APIServer pid=7) two", "thr\ufffd"]
+
+
 async def test_a_damaged_state_is_no_error(folder: ServerFolder) -> None:
     folder.write(ServerState(status="ready"))
     (folder.path / "state.json").write_text('{"status": "rea')
