@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from omni_app.conversation import Event, Message, ReplyOptions
 from omni_app.engines.base import Engine, EngineStatus
@@ -15,74 +15,123 @@ from omni_app.errors import EngineAtCapacity, EngineUnavailable, OmniError
 log = logging.getLogger(__name__)
 
 
-class Runner:
-    """Owns an engine. `chosen_because` is shown beside the engine's own words, so that the choice is never a riddle."""
+class _Tenant:
+    """An engine with what we know about its start and its work."""
 
-    def __init__(self, engine: Engine, chosen_because: str, max_replies: int) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.chosen_because = chosen_because
-        self._max_replies = max_replies
-        self._running = 0
-        self._starting: asyncio.Task[None] | None = None
-        self._failure: str | None = None
+        self.starting: asyncio.Task[None] | None = None
+        self.failure = ""
+        self.running = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     def start(self) -> None:
-        """Begin loading on the running loop and return at once: the page opens while the models still load.
-
-        After a failed start this tries again; while one runs, or after a good one, it does nothing.
-        """
-        if self._starting is None or self._failure is not None:
-            self._failure = None
-            self._starting = asyncio.create_task(self._start(), name="engine start")
+        """After a failed start this tries again; while one runs, or after a good one, it does nothing."""
+        if self.starting is None or self.failure:
+            self.failure = ""
+            self.starting = asyncio.create_task(self._start(), name="engine start")
 
     async def _start(self) -> None:
         try:
             await self.engine.start()
         except OmniError as error:
-            self._failure = str(error)
+            self.failure = str(error)
             log.error("the engine did not start: %s", error)
         except Exception:
-            self._failure = "The engine could not start; the log of the app says why."
+            self.failure = "The engine could not start; the log of the app says why."
             log.exception("the engine did not start")
         else:
             log.info("engine ready: %s", self.engine.status().model)
 
+    async def started(self) -> None:
+        """Raises EngineUnavailable when it has not been started, or could not."""
+        if self.starting is None:
+            raise EngineUnavailable("The engine has not been started.")
+        if self.failure:
+            self.start()
+        await asyncio.shield(self.starting)
+        if self.failure:
+            raise EngineUnavailable(self.failure)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        self.running += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.running -= 1
+            if not self.running:
+                self.idle.set()
+
+    async def close(self) -> None:
+        if self.starting is not None:
+            self.starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.starting
+        await self.engine.close()
+
+
+class Runner:
+    """Owns an engine. `chosen_because` is shown beside the engine's own words, so that the choice is never a riddle."""
+
+    def __init__(self, engine: Engine, chosen_because: str, max_replies: int) -> None:
+        self.chosen_because = chosen_because
+        self._max_replies = max_replies
+        self._tenant = _Tenant(engine)
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    @property
+    def engine(self) -> Engine:
+        return self._tenant.engine
+
+    @property
+    def running(self) -> int:
+        """Replies that are being made now."""
+        return self._tenant.running
+
+    def start(self) -> None:
+        """Begin loading on the running loop and return at once: the page opens while the models still load."""
+        self._tenant.start()
+
+    def use(self, engine: Engine, chosen_because: str) -> None:
+        """Answer with another engine from now on. The old one is closed when the replies that it makes have ended."""
+        leaving, self._tenant = self._tenant, _Tenant(engine)
+        self.chosen_because = chosen_because
+        self._tenant.start()
+        task = asyncio.create_task(_farewell(leaving), name="engine farewell")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
     def status(self) -> EngineStatus:
         status = self.engine.status()
-        if self._failure is not None:
-            return dataclasses.replace(status, ready=False, why=self._failure)
+        if self._tenant.failure:
+            return dataclasses.replace(status, ready=False, why=self._tenant.failure)
         return status
 
     async def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
         """The engine's answer, once it is ready. Raises EngineUnavailable, EngineAtCapacity, and what engines do."""
-        if self._starting is None:
-            raise EngineUnavailable("The engine has not been started.")
-        if self._running >= self._max_replies:
+        tenant = self._tenant
+        if tenant.running >= self._max_replies:
             raise EngineAtCapacity(
-                f"{self._running} answers are being made already, which is as many as this server takes at once "
+                f"{tenant.running} answers are being made already, which is as many as this server takes at once "
                 "(max-replies). Please try again in a moment."
             )
-        self._running += 1
-        try:
-            if self._failure is not None:
-                self.start()
-            await asyncio.shield(self._starting)
-            if self._failure is not None:
-                raise EngineUnavailable(self._failure)
-            events = self.engine.reply(messages, options)
-            async with contextlib.aclosing(events) as stream:
-                async for event in stream:
+        with tenant.at_work():
+            await tenant.started()
+            async with contextlib.aclosing(tenant.engine.reply(messages, options)) as events:
+                async for event in events:
                     yield event
-        finally:
-            self._running -= 1
-
-    @property
-    def running(self) -> int:
-        return self._running
 
     async def close(self) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._starting
-        await self.engine.close()
+        for task in self._leaving:
+            task.cancel()
+        await self._tenant.close()
+
+
+async def _farewell(tenant: _Tenant) -> None:
+    try:
+        await tenant.idle.wait()
+    finally:
+        await tenant.close()

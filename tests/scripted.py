@@ -32,6 +32,7 @@ class ScriptedEngine:
         self.asked: list[tuple[list[Message], ReplyOptions]] = []
         self.working = 0
         self.started = False
+        self.closed = asyncio.Event()
 
     async def start(self) -> None:
         self.started = True
@@ -67,6 +68,7 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         self.started = False
+        self.closed.set()
 
 
 def _words(message: Message) -> list[str]:

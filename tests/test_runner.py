@@ -89,3 +89,19 @@ async def test_the_last_event_is_the_end() -> None:
     runner.start()
     assert [event async for event in runner.reply(HELLO, QUIET)][-1] == ReplyEnd("stop")
     await runner.close()
+
+
+async def test_another_engine_takes_over_and_the_old_one_ends_what_it_began() -> None:
+    old, new = ScriptedEngine(0.01), ScriptedEngine(0.01)
+    runner = Runner(old, "old", 2)
+    runner.start()
+    events = runner.reply([Message.of("user", "a b c")], QUIET)
+    first = await anext(events)
+    runner.use(new, "new")
+    assert await answer(runner) == "echo: hello "
+    assert (len(new.asked), runner.chosen_because) == (1, "new")
+    assert old.started
+    text = [first, *[event async for event in events]]
+    assert "".join(event.text for event in text if isinstance(event, TextDelta)) == "echo: a b c "
+    await asyncio.wait_for(old.closed.wait(), 5)
+    await runner.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -12,6 +13,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from omni_app import api, engines
+from omni_app.engines.base import Engine
 from omni_app.media import Limits
 from omni_app.runner import Runner
 from omni_app.server.control import with_own_server
@@ -29,16 +31,34 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_EVENTS_AT_ONCE = 120
+LOOK_EVERY_SECONDS = 2.0
 
 
 def launch(settings: Settings) -> None:
     """Choose the engine, start everything, and return when the server is stopped."""
+    engine, because = choose(settings)
+    runner = Runner(engine, because, settings.max_replies)
+    demo, url = serve(settings, runner)
+    print(f"Omni is at {url} (engine {engine.status().name}: {because})", flush=True)
+    demo.block_thread()
+
+
+def choose(settings: Settings) -> tuple[Engine, str]:
+    """The engine for these settings, a server that was started from this data folder included, and why it is taken."""
     settings, own = with_own_server(settings)
     spec, because = engines.choose(settings)
-    because = own or because
-    demo, url = serve(settings, Runner(spec.create(settings), because, settings.max_replies))
-    print(f"Omni is at {url} (engine {spec.name}: {because})", flush=True)
-    demo.block_thread()
+    return spec.create(settings), own or because
+
+
+async def follow_own_server(settings: Settings, runner: Runner) -> None:
+    """Move to the server of this data folder when it becomes ready, and away from it when it is gone."""
+    _, current = with_own_server(settings)
+    while True:
+        await asyncio.sleep(LOOK_EVERY_SECONDS)
+        _, now = with_own_server(settings)
+        if now != current:
+            current = now
+            runner.use(*choose(settings))
 
 
 def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
@@ -54,7 +74,7 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
         allowed_paths=[str(settings.data_dir / VISITORS)], run_history=False, ssr_mode=False, quiet=True,
         footer_links=["api", "settings"], theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
         css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True, mcp_server=True,
-        app_kwargs={"routes": routes, "lifespan": _lifespan(runner), "middleware": _middleware(settings)},
+        app_kwargs={"routes": routes, "lifespan": _lifespan(settings, runner), "middleware": _middleware(settings)},
     )  # fmt: skip
     return demo, url
 
@@ -74,11 +94,13 @@ def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
     return demo, routes
 
 
-def _lifespan(runner: Runner) -> Any:
+def _lifespan(settings: Settings, runner: Runner) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         runner.start()
+        following = asyncio.create_task(follow_own_server(settings, runner), name="follow own server")
         yield
+        following.cancel()
         await runner.close()
 
     return lifespan

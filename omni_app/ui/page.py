@@ -94,7 +94,7 @@ class Page:
         add["last"] = gr.BrowserState("", storage_key="omni-last", secret=BROWSER_SECRET)
         add["header"] = gr.HTML(self._header(), elem_id="header")
         add["chat"] = gr.Chatbot(
-            show_label=False, label="Conversation", elem_id="chat", height="calc(100dvh - 340px)", min_height=240,
+            show_label=False, label="Conversation", elem_id="chat", height="calc(100dvh - 380px)", min_height=240,
             editable="user", group_consecutive_messages=False, buttons=["copy", "copy_all"], layout="bubble",
             allow_tags=False, latex_delimiters=LATEX, placeholder=examples.WELCOME, examples=examples.cards(),
             feedback_options=("Like", "Dislike"),
