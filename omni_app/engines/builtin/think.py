@@ -58,9 +58,10 @@ class Thinker:
         self._thinking = 0
 
     def load(self, path: Path) -> None:
-        """Blocks until the first answer would be quick. Raises EngineUnavailable."""
+        """Blocks until the first answer would be quick; may be called again when it failed. Raises EngineUnavailable."""
         import xllamacpp
 
+        self._closing.clear()
         self._folder = Path(tempfile.mkdtemp(prefix="omni-"))
         params = self._params(xllamacpp, path)
         try:

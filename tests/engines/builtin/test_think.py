@@ -125,3 +125,18 @@ def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + bytes(1000))
     with pytest.raises(EngineUnavailable, match=r"poem\.gguf could not be loaded.*OMNI_BUILTIN_MODEL"):
         Thinker().load(path)
+
+
+def test_a_failed_load_can_be_repeated_with_a_good_file(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    path.write_bytes(b"GGUF" + bytes(1000))
+    thinker = Thinker(slots=1, context_tokens=512)
+    with pytest.raises(EngineUnavailable):
+        thinker.load(path)
+    path.unlink()
+    path.symlink_to(model)
+    thinker.load(path)
+    try:
+        assert "Tokyo" in ask(thinker, user("What is the capital of Japan?"))[0]
+    finally:
+        thinker.close()
