@@ -32,10 +32,8 @@ class Plan:
     left: Mapping[str, str]
     """Weights of chosen parts that stay BF16 all the same, and why."""
 
-    @property
-    def quantized(self) -> set[str]:
-        """Names of the weights to quantize."""
-        return {tensor.name for group in self.groups.values() for tensor in group}
+    quantized: frozenset[str]
+    """Names of the weights to quantize."""
 
 
 def make(source: Checkpoint, recipe: Recipe) -> Plan:
@@ -52,7 +50,8 @@ def make(source: Checkpoint, recipe: Recipe) -> Plan:
             f"Nothing is left to quantize: no layer of the chosen parts has sizes that {scheme.name} can divide "
             f"(a multiple of {scheme.group or 8} input columns)."
         )
-    return Plan(source, recipe, scheme, decisions, owners, groups, left)
+    quantized = frozenset(tensor.name for group in groups.values() for tensor in group)
+    return Plan(source, recipe, scheme, decisions, owners, groups, left, quantized)
 
 
 def _owners(source: Checkpoint) -> dict[str, Part]:
@@ -96,15 +95,18 @@ def ignore_rules(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:
     """
     layers = {module(name) for name in quantized}
     modules = {module(name) for name in kept} - layers
-    rules = [rule for rule in _RULES + _WHOLE_PARTS if not any(re.match(rule, layer) for layer in layers)]
-    loose = [name for name in sorted(modules) if _linear(name) and not any(re.match(rule, name) for rule in rules)]
-    by_rule: dict[str, None] = {}
-    for name in loose:
-        broad = _regex(name, any_layer=True)
-        clash = any(re.match(broad, layer) for layer in layers)
-        by_rule[_regex(name, any_layer=False) if clash else broad] = None
-    used = [rule for rule in rules if rule in _RULES or any(re.match(rule, name) for name in modules)]
-    return [f"re:{rule}" for rule in [*used, *by_rule]]
+    layer_forms, forms = {_form(name) for name in layers}, {_form(name) for name in modules}
+    rules = [rule for rule in _RULES + _WHOLE_PARTS if not any(re.match(rule, form) for form in layer_forms)]
+    missed = {form for form in forms if _linear(form) and not any(re.match(rule, form) for rule in rules)}
+    loose = [name for name in sorted(modules) if _form(name) in missed]
+    own = dict.fromkeys(_regex(name, any_layer=_form(name) not in layer_forms) for name in loose)
+    used = [rule for rule in rules if rule in _RULES or any(re.match(rule, form) for form in forms)]
+    return [f"re:{rule}" for rule in [*used, *own]]
+
+
+def _form(name: str) -> str:
+    """A module's name whatever its layer or expert: a model has a hundred forms and ten thousand names."""
+    return re.sub(r"\d+", "0", name)
 
 
 def _regex(name: str, any_layer: bool) -> str:

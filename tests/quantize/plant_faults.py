@@ -1,0 +1,128 @@
+"""Plant one fault at a time in a sound NVFP4 checkpoint and verify it: `python plant_faults.py QUANTIZED SOURCE`.
+
+Prints for each fault the names of the checks that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantize import stream, verify
+
+Tensors = dict[str, torch.Tensor]
+LAYER = "thinker.model.layers.0.mlp.experts.1.up_proj"
+OTHER = "thinker.model.layers.0.mlp.experts.2.up_proj"
+ROUTER = "thinker.model.layers.0.mlp.gate"
+PARTS = ("weight_packed", "weight_scale", "weight_global_scale")
+
+
+def nothing(tensors: Tensors) -> None:
+    """The checkpoint as it is must pass."""
+
+
+def nan_scale(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight_scale"].view(torch.uint8)[0, 0] = 0x7F
+
+
+def zeroed_scale(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight_scale"].zero_()
+
+
+def uninitialised_global_scale(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight_global_scale"].fill_(-1.8e29)
+
+
+def plausible_global_scale(tensors: Tensors) -> None:
+    for kind in ("gate", "up"):
+        tensors[f"{LAYER.replace('up_proj', kind)}_proj.weight_global_scale"].fill_(0.76)
+
+
+def unshared_global_scale(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight_global_scale"] *= 1.05
+
+
+def swapped_experts(tensors: Tensors) -> None:
+    for part in PARTS:
+        one, other = f"{LAYER}.{part}", f"{OTHER}.{part}"
+        tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def quantized_router(tensors: Tensors) -> None:
+    from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.quantization import preset_name_to_scheme
+
+    scheme = preset_name_to_scheme("NVFP4A16", ["Linear"])
+    scheme = scheme.model_copy(update={"format": infer_module_format(torch.nn.Linear, scheme)})
+    weight = tensors.pop(f"{ROUTER}.weight")
+    tensors |= stream.quantize_group({ROUTER: weight}, scheme)
+
+
+def missing_tensor(tensors: Tensors) -> None:
+    del tensors["talker.model.norm.weight"]
+
+
+def missing_global_scale(tensors: Tensors) -> None:
+    del tensors[f"{LAYER}.weight_global_scale"]
+
+
+def changed_tower(tensors: Tensors) -> None:
+    tensors["thinker.audio_tower.ln_post.weight"][0] += 1
+
+
+def wrong_shape(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight_scale"] = tensors[f"{LAYER}.weight_scale"][:, :-1].contiguous()
+
+
+FAULTS: tuple[Callable[[Tensors], None], ...] = (
+    nothing, nan_scale, zeroed_scale, uninitialised_global_scale, plausible_global_scale, unshared_global_scale,
+    swapped_experts, quantized_router, missing_tensor, missing_global_scale, changed_tower, wrong_shape,
+)  # fmt: skip
+
+
+def with_fault(quantized: Path, folder: Path, plant: Callable[[Tensors], None]) -> None:
+    """A copy of the checkpoint in one file, with the fault in it."""
+    tensors = {
+        name: value for file in sorted(quantized.glob("*.safetensors")) for name, value in load_file(file).items()
+    }
+    plant(tensors)
+    for file in quantized.iterdir():
+        if file.suffix != ".safetensors" and "index" not in file.name:
+            shutil.copy(file, folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def plain_ignore(quantized: Path, folder: Path) -> None:
+    """The names as llm-compressor's own one-shot run writes them, which miss vllm-omni's."""
+    with_fault(quantized, folder, nothing)
+    config = json.loads((folder / "config.json").read_text())
+    rules = config["quantization_config"]["ignore"]
+    config["quantization_config"]["ignore"] = [r for r in rules if "mlp" not in r] + ["thinker.layers.0.mlp.gate"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def failed(folder: Path, source: Path) -> list[str]:
+    return [check.name for check in verify.verify(folder, source).checks if not check.passed]
+
+
+def main(quantized: Path, source: Path) -> None:
+    found = {}
+    for plant in FAULTS:
+        with tempfile.TemporaryDirectory() as folder:
+            with_fault(quantized, Path(folder), plant)
+            found[plant.__name__] = failed(Path(folder), source)
+    with tempfile.TemporaryDirectory() as folder:
+        plain_ignore(quantized, Path(folder))
+        found["plain_ignore"] = failed(Path(folder), source)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

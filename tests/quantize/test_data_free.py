@@ -1,0 +1,98 @@
+"""Every data-free scheme on a tiny Qwen3-Omni with all parts, by the real worker; and it speaks afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantize import estimate, plan
+from quantize.checkpoint import read_source
+from quantize.schemes import Recipe
+from tests.quantize.conftest import Driver
+from tests.quantize.test_plan import EVERY_PART
+
+pytestmark = [pytest.mark.quantize, pytest.mark.timeout(600)]
+RECIPES: dict[str, dict[str, Any]] = {
+    "NVFP4A16": {"scheme": "NVFP4A16"},
+    "NVFP4A16-both": {"scheme": "NVFP4A16", "parts": EVERY_PART},
+    "NVFP4A16-mse": {"scheme": "NVFP4A16", "algorithm": "mse"},
+    "NVFP4A16-experts": {"scheme": "NVFP4A16", "parts": ("thinker_experts",)},
+    "FP8_DYNAMIC": {"scheme": "FP8_DYNAMIC"},
+    "FP8_DYNAMIC-both": {"scheme": "FP8_DYNAMIC", "parts": EVERY_PART},
+    "FP8_BLOCK": {"scheme": "FP8_BLOCK"},
+    "W4A16": {"scheme": "W4A16", "group": 32},
+    "W4A16-both": {"scheme": "W4A16", "group": 32, "parts": EVERY_PART},
+}
+
+
+@pytest.fixture(scope="module")
+def results(drive: Driver, tiny_omni: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("data-free")
+    return drive("run_recipes.py", tiny_omni, out, json.dumps(RECIPES))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_passes_its_own_verification(results: Any, name: str) -> None:
+    assert "error" not in results[name]
+    assert results[name]["report"]["passed"]
+    assert len(results[name]["report"]["checks"]) == 11
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_size_is_the_estimated_one(results: Any, tiny_omni: Path, name: str) -> None:
+    made = plan.make(read_source(tiny_omni), Recipe(**RECIPES[name]))
+    assert estimate.estimate(made, estimate.machine(tiny_omni)).bytes_after == results[name]["size"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_config_is_the_originals_with_one_section_more(results: Any, tiny_omni: Path, name: str) -> None:
+    config = dict(results[name]["config"])
+    section = config.pop("quantization_config")
+    assert config == json.loads((tiny_omni / "config.json").read_text())
+    assert all(rule.startswith("re:") for rule in section["ignore"])
+    assert section["config_groups"]["group_0"]["targets"] == ["Linear"]
+
+
+def test_tensors_are_those_the_loader_expects(results: Any) -> None:
+    dtypes = results["NVFP4A16-both"]["dtypes"]
+    for owner in ("thinker.model.layers.0.mlp.experts.1.up_proj", "talker.model.layers.1.mlp.shared_expert.up_proj"):
+        assert dtypes[f"{owner}.weight_packed"] == "U8"
+        assert dtypes[f"{owner}.weight_scale"] == "F8_E4M3"
+        assert dtypes[f"{owner}.weight_global_scale"] == "F32"
+        assert f"{owner}.weight" not in dtypes
+    assert dtypes["thinker.model.layers.0.mlp.gate.weight"] == "BF16"
+    assert results["FP8_DYNAMIC"]["dtypes"]["thinker.model.layers.0.self_attn.o_proj.weight"] == "F8_E4M3"
+    assert results["W4A16"]["dtypes"]["thinker.model.layers.0.self_attn.o_proj.weight_packed"] == "I32"
+
+
+def test_mse_is_nearer_to_the_original(results: Any) -> None:
+    means = [results[name]["report"]["mean_error"]["thinker_experts"] for name in ("NVFP4A16-mse", "NVFP4A16")]
+    assert means[0] < means[1]
+
+
+def test_the_folder_is_whole(results: Any) -> None:
+    names = {file.name for file in Path(results["NVFP4A16"]["folder"]).iterdir()}
+    assert names >= {
+        "config.json", "recipe.yaml", "README.md", "verification.json", "tokenizer.json", "chat_template.jinja",
+        "generation_config.json", "preprocessor_config.json", "model.safetensors.index.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["NVFP4A16-both", "FP8_DYNAMIC-both", "W4A16-both"])
+def test_speaks_after_reloading(results: Any, drive: Driver, tiny_omni: Path, name: str) -> None:
+    spoken = drive("speak.py", results[name]["folder"], tiny_omni)
+    assert spoken["layers"] > 50
+    assert spoken["tokens"] > 0
+    assert spoken["samples"] > 1000
+    assert spoken["finite"]
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("NVFP4A16-both", "NVFP4A16"), ("FP8_DYNAMIC", "FP8_DYNAMIC")])
+def test_equals_llm_compressor_bit_by_bit(
+    results: Any, drive: Driver, tiny_omni: Path, tmp_path: Path, name: str, scheme: str
+) -> None:
+    found = drive("compare_model_free.py", tiny_omni, tmp_path / "theirs", scheme, results[name]["folder"])
+    assert found["identical"] == found["theirs"] == found["ours"]

@@ -1,0 +1,191 @@
+"""A job is found again, queues, fails in words, is cancelled within seconds, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantize import environment, folder, job, supervisor
+from quantize.errors import BadRequest
+from quantize.job import Job, Request, Status
+from quantize.progress import Reporter
+from quantize.schemes import Recipe
+
+Stand = Callable[[str], None]
+Command = Callable[..., list[str]]
+
+
+def made(tmp_path: Path, name: str = "out") -> Job:
+    return job.create(tmp_path / "jobs", Request(str(tmp_path / "source"), str(tmp_path / name), Recipe("NVFP4A16")))
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def started(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, cwd=environment.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_request_survives_the_disk(tmp_path: Path) -> None:
+    asked = Request("org/model", str(tmp_path / "out"), Recipe("W4A16", "gptq", ("experts",), 8, 64), "samples.jsonl")
+    assert job.create(tmp_path / "jobs", asked).request == asked
+
+
+def test_jobs_are_found_again_newest_first(tmp_path: Path) -> None:
+    first, second = made(tmp_path), made(tmp_path)
+    assert job.find(tmp_path / "jobs") == [second, first]
+    assert job.ahead(second) == [first]
+    assert job.ahead(first) == []
+
+
+def test_runs_and_ends(tmp_path: Path, python_as_worker: Stand) -> None:
+    python_as_worker("echo quantizing; exit 0")
+    one = made(tmp_path)
+    state = supervisor.run(one)
+    assert state.status is Status.DONE
+    assert one.state == state
+    assert one.log() == ["quantizing"]
+
+
+def test_failure_is_told_in_the_workers_words(tmp_path: Path, python_as_worker: Stand) -> None:
+    one = made(tmp_path)
+    python_as_worker(f"""echo '{{"error": "The disk ran full."}}' > {one.folder}/outcome.json; exit 1""")
+    folder.partial(tmp_path / "out").mkdir()
+    state = supervisor.run(one)
+    assert (state.status, state.message) == (Status.FAILED, "The disk ran full.")
+    assert not folder.partial(tmp_path / "out").exists()
+
+
+def test_unexpected_end_shows_the_last_line_of_the_log(tmp_path: Path, python_as_worker: Stand) -> None:
+    python_as_worker("echo 'ImportError: no torch' >&2; exit 3")
+    assert "ImportError: no torch" in supervisor.run(made(tmp_path)).message
+
+
+def test_killed_worker_is_told_as_lack_of_memory(tmp_path: Path, python_as_worker: Stand) -> None:
+    python_as_worker("kill -9 $$")
+    folder.partial(tmp_path / "out").mkdir()
+    state = supervisor.run(made(tmp_path))
+    assert state.status is Status.FAILED
+    assert "memory ran out" in state.message
+    assert not folder.partial(tmp_path / "out").exists()
+
+
+def test_cancel_ends_the_worker_even_if_it_resists(tmp_path: Path, python_as_worker: Stand, command: Command) -> None:
+    python_as_worker(f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 1; done")
+    one = made(tmp_path)
+    process = started(command("run", "--job", one.folder))
+    until(lambda: (tmp_path / "pid").exists())
+    folder.partial(tmp_path / "out").mkdir()
+    job.cancel(one)
+    assert process.wait(5) == 130
+    assert one.state.status is Status.CANCELLED
+    assert not folder.partial(tmp_path / "out").exists()
+    worker = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_second_job_waits_for_the_first(tmp_path: Path, python_as_worker: Stand) -> None:
+    python_as_worker(f"touch {tmp_path}/began; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done")
+    first, second = made(tmp_path), made(tmp_path, "other")
+    threads = [
+        threading.Thread(target=subprocess.run, args=([*_python(), str(one.folder)],), kwargs={"cwd": environment.ROOT})
+        for one in (first, second)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: (tmp_path / "began").exists() and second.attended)
+    assert first.state.status is Status.RUNNING
+    assert second.state.status is Status.QUEUED
+    assert job.ahead(second) == [first]
+    (tmp_path / "go").touch()
+    for thread in threads:
+        thread.join()
+    assert [one.state.status for one in (first, second)] == [Status.DONE, Status.DONE]
+    assert second.state.started >= first.state.ended
+
+
+def _python() -> list[str]:
+    import sys
+
+    script = "import sys; from pathlib import Path; from quantize import supervisor, job; "
+    return [sys.executable, "-c", script + "supervisor.run(job.Job(Path(sys.argv[1])))"]
+
+
+def test_dead_job_is_interrupted_and_says_where(tmp_path: Path, python_as_worker: Stand, command: Command) -> None:
+    python_as_worker(f"touch {tmp_path}/began; cat > /dev/null")
+    one = made(tmp_path)
+    Reporter(one.folder / "progress.jsonl")("capture", 7, 20, "")
+    process = started(command("run", "--job", one.folder))
+    until(lambda: (tmp_path / "began").exists())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = one.state
+    assert state.status is Status.INTERRUPTED
+    assert "capture, 7 of 20" in state.message
+
+
+def test_interrupted_job_starts_again(tmp_path: Path, python_as_worker: Stand) -> None:
+    python_as_worker("exit 0")
+    one = made(tmp_path)
+    one.write_state(job.State(Status.RUNNING, created=1.0))
+    assert one.state.status is Status.INTERRUPTED
+    job.start(one)
+    until(lambda: one.state.status is Status.DONE)
+
+
+def test_a_job_runs_once(tmp_path: Path, python_as_worker: Stand) -> None:
+    python_as_worker("exit 0")
+    one = made(tmp_path)
+    with one.attend(), pytest.raises(BadRequest, match="running already"):
+        supervisor.run(one)
+    supervisor.run(one)
+    with pytest.raises(BadRequest, match="only one that is not running or done"):
+        job.start(one)
+
+
+def test_waiting_job_can_be_cancelled(tmp_path: Path) -> None:
+    one = made(tmp_path)
+    job.cancel(one)
+    assert one.state.status is Status.CANCELLED
+
+
+def test_output_must_be_new_and_outside_the_source(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(BadRequest, match="exists already"):
+        folder.begin(tmp_path / "source", tmp_path / "taken")
+    with pytest.raises(BadRequest, match="inside the source"):
+        folder.begin(tmp_path / "source", tmp_path / "source" / "out")
+
+
+def test_progress_tells_the_time_left(tmp_path: Path) -> None:
+    now = iter([100.0, 110.0])
+    tell = Reporter(tmp_path / "progress.jsonl", lambda: next(now))
+    tell("quantize", 0, 4, "a")
+    tell("quantize", 1, 4, "b")
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert lines[0]["seconds_left"] is None
+    assert lines[1]["seconds_left"] == 30.0
+    assert lines[1]["layer"] == "b"
+
+
+def test_command_line_refuses_in_one_sentence(tmp_path: Path, command: Command) -> None:
+    ended = subprocess.run(
+        command("run", tmp_path, tmp_path / "out", "--jobs", tmp_path / "jobs"),
+        cwd=environment.ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == f"{tmp_path} is not a model folder: there is no config.json in it."
+    assert not (tmp_path / "jobs").exists()
