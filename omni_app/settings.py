@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -62,3 +62,11 @@ class Settings(BaseSettings):
     max_video_seconds: int = Field(300, ge=1, description="Longest clip, in seconds.")
     max_media_parts: int = Field(8, ge=1, description="Most files in one message.")
     max_replies: int = Field(16, ge=1, description="Most answers made at one time; more are refused with a clear word.")
+
+    @field_validator("auth")
+    @classmethod
+    def _names_both(cls, auth: SecretStr) -> SecretStr:
+        user, _, password = auth.get_secret_value().partition(":")
+        if auth.get_secret_value() and not (user and password):
+            raise ValueError("write it as user:password; without both, everybody would be let in")
+        return auth

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import html
-import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from typing import Any, cast
 import gradio as gr
 
 from omni_app.conversation import Part, ReplyOptions
-from omni_app.errors import BadRequest
+from omni_app.errors import BadRequest, OmniError
 from omni_app.media import Limits, check_count, check_text, ingest
-from omni_app.runner import Runner
 from omni_app.ui import render
+from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
 from omni_app.ui.live import LiveReply, Replies
 from omni_app.ui.speech import Utterances
 from omni_app.ui.store import Conversation, Store, Turn
@@ -54,16 +53,20 @@ class Wishes:
 
 
 class Chat:
-    """The conversations of every visitor over one engine."""
+    """The conversations of every visitor, as the page sees them."""
 
-    def __init__(self, runner: Runner, store: Store, replies: Replies, utterances: Utterances, limits: Limits) -> None:
-        self._runner = runner
+    def __init__(
+        self, dialogues: Dialogues, store: Store, replies: Replies, utterances: Utterances, limits: Limits
+    ) -> None:
+        self._dialogues = dialogues
         self._store = store
         self._replies = replies
         self._utterances = utterances
         self._limits = limits
         self._views: dict[str, tuple[str, str]] = {}
         """Which conversation of which visitor each open tab shows."""
+        self._queries: dict[str, str] = {}
+        """What each open tab searches for."""
 
     async def send(self, request: gr.Request, box: dict[str, Any], key: str, *wishes: Any) -> Updates:
         """A typed message with its files. What cannot be taken is refused with its reason and stays in the box."""
@@ -72,15 +75,14 @@ class Chat:
         try:
             check_text(text, self._limits)
             media = await self._ingest([Path(path) for path in box.get("files") or []], conversation)
-        except BadRequest as error:
+        except OmniError as error:
             _warn(error)
             return
-        if not text and not media:
-            return
-        async for update in self._turn(
-            conversation, Turn("user", text, media), Wishes(*wishes), request, keep_box=False
-        ):
-            yield update
+        if text or media:
+            emptied = {"box": {"text": "", "files": []}}
+            added = Turn("user", text, media)
+            async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes, emptied):
+                yield update
 
     async def spoken(self, request: gr.Request, event: gr.EventData, key: str, *wishes: Any) -> Updates:
         """A recorded utterance, which the page has posted before it triggered this."""
@@ -90,73 +92,69 @@ class Chat:
         except BadRequest as error:
             _warn(error)
             return
-        part = _moved(part, conversation.media_folder)
-        async for update in self._turn(conversation, Turn("user", media=[part]), Wishes(*wishes), request):
+        added = Turn("user", media=[_moved(part, conversation.media_folder)])
+        async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes):
             yield update
 
     async def retry(self, request: gr.Request, key: str, *wishes: Any) -> Updates:
         conversation = self._opened(request, key)
-        await self._stop(conversation)
-        while conversation.turns and conversation.turns[-1].role == "assistant":
-            conversation.turns.pop()
-        if conversation.turns:
-            async for update in self._answer(conversation, Wishes(*wishes), request):
+        if any(turn.role == "user" for turn in conversation.turns):
+            async for update in self._answer(request, conversation, without_last_answer, wishes):
                 yield update
 
     async def edit(self, request: gr.Request, event: gr.EditData, key: str, *wishes: Any) -> Updates:
         """Say an earlier message differently: what came after it goes, its files stay."""
         conversation = self._opened(request, key)
-        index = event.index if isinstance(event.index, int) else event.index[0]
+        index = _index(event)
         text = render.typed(str(event.value)).strip()
         try:
+            media = self._editable(conversation, index).media
             check_text(text, self._limits)
+            if not text and not media:
+                raise BadRequest("The message would be empty. Write something, or delete the conversation.")
         except BadRequest as error:
             _warn(error)
             yield {"chat": self._rendered(conversation)}
             return
-        await self._stop(conversation)
-        if not 0 <= index < len(conversation.turns) or conversation.turns[index].role != "user":
-            return
-        media = conversation.turns[index].media
-        del conversation.turns[index:]
-        async for update in self._turn(conversation, Turn("user", text, media), Wishes(*wishes), request):
+
+        def replace(turns: list[Turn]) -> None:
+            turns[index:] = [Turn("user", text, media)]
+
+        async for update in self._answer(request, conversation, replace, wishes):
             yield update
 
     async def undo(self, request: gr.Request, key: str) -> Update:
         """Take the last message back into the box, with its files."""
         conversation = self._opened(request, key)
-        await self._stop(conversation)
-        while conversation.turns and conversation.turns[-1].role == "assistant":
-            conversation.turns.pop()
-        if not conversation.turns:
-            return {"chat": []}
-        turn = conversation.turns.pop()
-        self._store.save(conversation)
-        files = [str(part.path) for part in turn.media if part.path and part.path.exists()]
+        async with self._dialogues.alone(conversation):
+            self._dialogues.change(conversation, without_last_answer)
+            if not conversation.turns:
+                return {"chat": []}
+            turn = conversation.turns.pop()  # its files stay: the box is about to show them
+            self._store.save(conversation)
+        files = [str(path) for path in turn.files() if path.exists()]
         return {"chat": self._rendered(conversation), "box": {"text": turn.text, "files": files}, "voice": SILENCE}
 
     async def halt(self, request: gr.Request, key: str) -> None:
-        await self._stop(self._opened(request, key))
+        await self._dialogues.stop(self._opened(request, key))
 
     async def clear(self, request: gr.Request, key: str) -> Update:
         conversation = self._opened(request, key)
-        await self._stop(conversation)
-        conversation.turns.clear()
-        self._store.save(conversation)
+        async with self._dialogues.alone(conversation):
+            self._dialogues.change(conversation, list.clear)
         return {"chat": [], "voice": SILENCE, "history": self._listed(request)}
 
     async def like(self, request: gr.Request, event: gr.LikeData, key: str) -> None:
         conversation = self._opened(request, key)
-        index = event.index if isinstance(event.index, int) else event.index[0]
+        index = _index(event)
         if 0 <= index < len(conversation.turns):
-            liked = event.liked
-            conversation.turns[index].liked = None if liked == "" else bool(liked)
+            conversation.turns[index].liked = None if event.liked == "" else bool(event.liked)
             self._store.save(conversation)
 
     async def delete(self, request: gr.Request, key: str) -> Update:
         conversation = self._opened(request, key)
-        await self._stop(conversation)
-        self._store.delete(conversation)
+        async with self._dialogues.alone(conversation):
+            self._store.delete(conversation)
         return self.fresh(request)
 
     def fresh(self, request: gr.Request) -> Update:
@@ -165,7 +163,6 @@ class Chat:
         self._show(request, conversation)
         return {
             "key": conversation.id,
-            "last": conversation.id,
             "chat": [],
             "voice": SILENCE,
             "history": self._listed(request),
@@ -183,7 +180,6 @@ class Chat:
         live = self._replies.current(visitor, conversation.id)
         yield {
             "key": conversation.id,
-            "last": conversation.id,
             "chat": self._rendered(conversation, live),
             "voice": SILENCE | {"busy": live is not None},
             "history": self._listed(request, conversation.id),
@@ -195,15 +191,16 @@ class Chat:
 
     def rename(self, request: gr.Request, key: str, title: str) -> Update:
         conversation = self._opened(request, key)
-        conversation.title = " ".join(title.split())[:60] or conversation.title
-        self._store.save(conversation)
+        self._store.rename(conversation, title)
         return {"history": self._listed(request, conversation.id)}
 
     def search(self, request: gr.Request, query: str) -> Update:
-        return {"history": self._listed(request, query=query)}
+        self._queries[request.session_hash or ""] = query
+        return {"history": self._listed(request)}
 
     async def left(self, request: gr.Request) -> None:
         """A tab was closed: if nobody of that visitor comes back soon, its answers are not worth the engine's time."""
+        self._queries.pop(request.session_hash or "", None)
         view = self._views.pop(request.session_hash or "", None)
         if view is not None:
             asyncio.get_running_loop().call_later(LEFT_ALONE_SECONDS, self._abandon, view[0])
@@ -213,31 +210,25 @@ class Chat:
             for reply in self._replies.of(visitor):
                 reply.abandon()
 
-    async def _turn(
-        self, conversation: Conversation, turn: Turn, wishes: Wishes, request: gr.Request, keep_box: bool = True
-    ) -> Updates:
-        await self._stop(conversation)
-        conversation.turns.append(turn)
-        if problem := self._store.save(conversation):
-            gr.Warning(problem)
-        first: Update = {"key": conversation.id, "last": conversation.id}
-        if not keep_box:
-            first["box"] = {"text": "", "files": []}
-        async for update in self._answer(conversation, wishes, request, first):
-            yield update
-
     async def _answer(
-        self, conversation: Conversation, wishes: Wishes, request: gr.Request, first: Update | None = None
+        self,
+        request: gr.Request,
+        conversation: Conversation,
+        change: Change,
+        wishes: Sequence[Any],
+        also: Update | None = None,
     ) -> Updates:
-        """Starts the reply before anything is yielded: each yield costs the visitor some milliseconds."""
-        reply = LiveReply(conversation.visitor, conversation.id, _speech_file(conversation))
-        self._replies.add(reply)
-        messages = conversation.messages(wishes.system_prompt or "")
-        reply.start(self._runner.reply, messages, wishes.options(), lambda ended: self._keep(conversation, ended))
-        yield (first or {}) | {
+        """The reply runs before anything is yielded: each yield costs the visitor some milliseconds."""
+        wish = Wishes(*wishes)
+        prompt = wish.system_prompt or ""
+        reply, problem = await self._dialogues.answer(conversation, change, wish.options(), prompt)
+        if problem:
+            gr.Warning(problem)
+        yield {
+            "key": conversation.id,
             "chat": self._rendered(conversation, reply),
-            "voice": {"run": reply.run if wishes.speech else "", "busy": True, "speech": wishes.speech},
-        }
+            "voice": {"run": reply.run if wish.speech else "", "busy": True, "speech": wish.speech},
+        } | (also or {})
         async for update in self._follow(conversation, reply, request):
             yield update
 
@@ -261,20 +252,6 @@ class Chat:
                 "title": gr.update(value=conversation.title, visible=True),
             }
 
-    def _keep(self, conversation: Conversation, reply: LiveReply) -> None:
-        """The reply has ended, watched or not: what it said becomes a turn."""
-        if reply.heard and conversation.turns:
-            conversation.turns[-1].heard = reply.heard
-        note = reply.note or ("Stopped before the first word." if reply.stopped and not reply.text else "")
-        speech = reply.speech_file if reply.has_speech else None
-        conversation.turns.append(Turn("assistant", reply.text, speech=speech, figures=reply.figures, note=note))
-        self._store.save(conversation)
-        self._replies.release(reply)
-
-    async def _stop(self, conversation: Conversation) -> None:
-        if (reply := self._replies.current(conversation.visitor, conversation.id)) is not None:
-            await reply.stop()
-
     async def _ingest(self, files: Sequence[Path], conversation: Conversation) -> list[Part]:
         check_count(len(files), self._limits)
         kept: list[Part] = []
@@ -282,11 +259,16 @@ class Chat:
             for path in files:
                 part = await ingest(path, name=path.name, into=conversation.media_folder, limits=self._limits)
                 kept.append(part)
-        except BadRequest:
+        except OmniError:
             for part in kept:
                 cast(Path, part.path).unlink(missing_ok=True)
             raise
         return kept
+
+    def _editable(self, conversation: Conversation, index: int) -> Turn:
+        if not 0 <= index < len(conversation.turns) or conversation.turns[index].role != "user":
+            raise BadRequest("This message is no longer in the conversation. Please reload the page.")
+        return conversation.turns[index]
 
     def _visitor(self, request: gr.Request) -> str:
         visitor = name_of(request.cookies)
@@ -310,8 +292,8 @@ class Chat:
         messages = render.conversation(conversation.turns, live)
         return gr.update(value=messages, feedback_value=render.likes(conversation.turns))
 
-    def _listed(self, request: gr.Request, chosen: str | None = None, query: str = "") -> Any:
-        found = self._store.all(self._visitor(request), query)
+    def _listed(self, request: gr.Request, chosen: str | None = None) -> Any:
+        found = self._store.all(self._visitor(request), self._queries.get(request.session_hash or "", ""))
         choices = [(conversation.title, conversation.id) for conversation in found]
         return gr.update(choices=choices, value=chosen if any(key == chosen for _, key in choices) else None)
 
@@ -320,12 +302,13 @@ def _ended(reply: LiveReply) -> Update:
     return {"run": "" if reply.stopped else reply.run, "busy": False, "speech": reply.has_speech}
 
 
-def _speech_file(conversation: Conversation) -> Path:
-    return conversation.media_folder / f"answer-{secrets.token_hex(8)}.wav"
+def _index(event: gr.EditData | gr.LikeData) -> int:
+    return event.index if isinstance(event.index, int) else int(event.index[0])
 
 
 def _moved(part: Part, folder: Path) -> Part:
     path = cast(Path, part.path)
+    folder.mkdir(parents=True, exist_ok=True)
     return dataclasses.replace(part, path=path.rename(folder / path.name))
 
 

@@ -36,7 +36,7 @@ def archive(conversation: Conversation) -> bytes:
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as bundle:
         bundle.writestr("conversation.json", json.dumps(as_json(conversation), indent=1, ensure_ascii=False))
         bundle.writestr("conversation.md", as_markdown(conversation))
-        for path in {path for turn in conversation.turns for path in _files(turn) if path.exists()}:
+        for path in {path for turn in conversation.turns for path in turn.files() if path.exists()}:
             bundle.write(path, f"media/{path.name}")
     return content.getvalue()
 
@@ -75,10 +75,6 @@ def _section(turn: Turn) -> str:
         lines.append(f"[speech](media/{turn.speech.name})")
     lines += [f"*{text}*" for text in (turn.heard and f"heard: {turn.heard}", turn.note, turn.figures) if text]
     return "\n\n".join(lines)
-
-
-def _files(turn: Turn) -> list[Path]:
-    return [part.path for part in turn.media if part.path] + ([turn.speech] if turn.speech else [])
 
 
 def _name(path: Path | None) -> str:

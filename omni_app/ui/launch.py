@@ -20,6 +20,7 @@ from omni_app.server.control import with_own_server
 from omni_app.settings import Settings
 from omni_app.ui import export, speech
 from omni_app.ui.chat import Chat
+from omni_app.ui.dialogue import Dialogues
 from omni_app.ui.live import Replies
 from omni_app.ui.page import STATIC, Page
 from omni_app.ui.store import VISITORS, Store
@@ -83,7 +84,7 @@ def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
     """The page and every route of ours, wired to one engine."""
     limits, replies, store = Limits.of(settings), Replies(), Store(settings.data_dir)
     utterances = speech.Utterances(settings.data_dir / "utterances", limits)
-    chat = Chat(runner, store, replies, utterances, limits)
+    chat = Chat(Dialogues(runner, store, replies), store, replies, utterances, limits)
     demo = Page(chat, runner, ask_tool(runner, limits)).build()
     SystemPage(runner, settings).mount(demo)
     routes = [

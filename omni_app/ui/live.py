@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 MakeReply = Callable[[Sequence[Message], ReplyOptions], AsyncGenerator[Event, None]]
 FORGET_AFTER_SECONDS = 120.0
 
+BROKEN_NOTE = "Something broke while this answer was made; what it had said so far is kept. Please try again."
 CUT_NOTE = "The answer reached its length limit. Raise “Longest answer” in the settings, or ask to go on."
 
 
@@ -48,7 +49,10 @@ class LiveReply:
         options: ReplyOptions,
         finished: Callable[[LiveReply], None],
     ) -> None:
-        self._task = asyncio.create_task(self._work(make, messages, options, finished), name=f"reply {self.run[:6]}")
+        """`finished` is called once, however the reply ends, before anybody is told that it is done."""
+        self._meter, self._recording = ReplyMeter(), _Recording(self.speech_file)
+        self._task = asyncio.create_task(self._work(make, messages, options), name=f"reply {self.run[:6]}")
+        self._task.add_done_callback(lambda task: self._end(task, finished))
 
     async def stop(self) -> None:
         """Stop text and speech now; returns when the engine has let go. Safe at any time, and twice."""
@@ -83,41 +87,35 @@ class LiveReply:
             if position == len(self._speech):
                 await changed.wait()
 
-    async def _work(
-        self,
-        make: MakeReply,
-        messages: Sequence[Message],
-        options: ReplyOptions,
-        finished: Callable[[LiveReply], None],
-    ) -> None:
-        meter, recording = ReplyMeter(), _Recording(self.speech_file)
-        try:
-            async with contextlib.aclosing(make(messages, options)) as events:
-                async for event in events:
-                    meter.observe(event)
-                    self._take(event, recording)
-        except asyncio.CancelledError:
+    async def _work(self, make: MakeReply, messages: Sequence[Message], options: ReplyOptions) -> None:
+        async with contextlib.aclosing(make(messages, options)) as events:
+            async for event in events:
+                self._meter.observe(event)
+                self._take(event)
+
+    def _end(self, task: asyncio.Task[None], finished: Callable[[LiveReply], None]) -> None:
+        if task.cancelled():
             self.stopped = True
-        except OmniError as error:
+        elif isinstance(error := task.exception(), OmniError):
             self.note = str(error)
-        except Exception:
-            log.exception("a reply failed")
-            self.note = "Something broke while this answer was made; what it had said so far is kept. Please try again."
-        recording.close()
-        self.has_speech = self.has_speech and not recording.problem
-        self.note = self.note or recording.problem
-        self.figures = meter.line()
+        elif error is not None:
+            log.error("a reply failed", exc_info=error)
+            self.note = BROKEN_NOTE
+        self._recording.close()
+        self.has_speech = self.has_speech and not self._recording.problem
+        self.note = self.note or self._recording.problem
+        self.figures = self._meter.line()
         self.done = True
         finished(self)
         self._notify()
 
-    def _take(self, event: Event, recording: _Recording) -> None:
+    def _take(self, event: Event) -> None:
         match event:
             case TextDelta(text):
                 self.text += text
             case AudioDelta():
                 self._speech.append(event)
-                self.has_speech = recording.add(event)
+                self.has_speech = self._recording.add(event)
             case Heard(text):
                 self.heard = text
             case ReplyEnd("length"):
@@ -144,6 +142,7 @@ class _Recording:
             return False
         try:
             if self._writer is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._writer = WavWriter(self._path, piece.sample_rate)
             self._writer.write(piece.pcm)
         except OSError as error:

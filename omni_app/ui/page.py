@@ -21,7 +21,7 @@ from omni_app.ui.tools import Ask
 
 STATIC = Path(__file__).parent / "static"
 BROWSER_SECRET = "omni-app"  # obfuscates what the browser keeps; only settings and ids are kept there
-CONVERSATION = ("key", "last", "chat", "voice", "history", "title", "box")
+CONVERSATION = ("key", "chat", "voice", "history", "title", "box")
 """The widgets that a handler of `Chat` may update."""
 STATUS = ("header", "timer", "voice_name")
 DEFAULTS = Wishes()
@@ -30,7 +30,8 @@ CONFIRM_DELETE = """(key) => {
   if (!confirm('Delete this conversation and its files?')) throw new Error('kept');
   return [key];
 }"""
-EXPORT = "(key) => { if (key) location.href = 'gradio_api/export/' + key; }"
+EXPORT = "(key) => document.querySelector('#voice .voice-bar').dispatchEvent(new CustomEvent('export', {detail: key}))"
+TELL = "() => document.querySelector('#voice .voice-bar').dispatchEvent(new Event('%s'))"
 LATEX: list[dict[str, str | bool]] = [
     {"left": left, "right": right, "display": display}
     for left, right, display in [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False)]
@@ -69,7 +70,10 @@ class Page:
                 placeholder="Search", label="Search conversations", show_label=False, container=False
             )
             add["history"] = gr.Radio([], label="Conversations", elem_id="history", show_label=False, container=False)
-            add["title"] = gr.Textbox(label="Title", visible=False, max_length=60, elem_id="title")
+            add["title"] = gr.Textbox(
+                label="Title", placeholder="Title", show_label=False, container=False, visible=False, max_length=60,
+                elem_id="title",
+            )  # fmt: skip
             with gr.Row(elem_id="keep"):
                 add["export"] = gr.Button("Export", size="sm", elem_id="export", min_width=80)
                 add["delete"] = gr.Button("Delete", size="sm", variant="stop", elem_id="delete", min_width=80)
@@ -79,7 +83,7 @@ class Page:
     def _wishes(self) -> None:
         add = self._widgets
         add["speech"] = gr.Checkbox(DEFAULTS.speech, label="Speak answers")
-        add["voice_name"] = gr.Dropdown([AUTOMATIC], value=DEFAULTS.voice_name, label="Voice", allow_custom_value=False)
+        add["voice_name"] = gr.Dropdown([AUTOMATIC], value=DEFAULTS.voice_name, label="Voice", allow_custom_value=True)
         add["max_tokens"] = gr.Slider(
             0, 2048, value=DEFAULTS.max_tokens, step=32, label="Longest answer (tokens; 0 is automatic)"
         )
@@ -90,11 +94,11 @@ class Page:
 
     def _conversation(self) -> None:
         add = self._widgets
-        add["key"] = gr.State("")
-        add["last"] = gr.BrowserState("", storage_key="omni-last", secret=BROWSER_SECRET)
+        # Which conversation this tab shows; it survives a reload, and a restart of the server under an open page.
+        add["key"] = gr.BrowserState("", storage_key="omni-conversation", secret=BROWSER_SECRET)
         add["header"] = gr.HTML(self._header(), elem_id="header")
         add["chat"] = gr.Chatbot(
-            show_label=False, label="Conversation", elem_id="chat", height="calc(100dvh - 380px)", min_height=240,
+            show_label=False, label="Conversation", elem_id="chat", height="auto",
             editable="user", group_consecutive_messages=False, buttons=["copy", "copy_all"], layout="bubble",
             allow_tags=False, latex_delimiters=LATEX, placeholder=examples.WELCOME, examples=examples.cards(),
             feedback_options=("Like", "Dislike"),
@@ -115,15 +119,16 @@ class Page:
     def _chat_events(self, demo: gr.Blocks) -> None:
         w, chat = self._widgets, self._chat
         wishes = [w["key"], *(w[name] for name in WISHES)]
-        answers: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple"}
-        self._on(w["box"].submit, chat.send, [w["box"], *wishes], **answers)
-        self._on(w["voice"].turn, chat.spoken, wishes, **answers)
-        self._on(w["chat"].retry, chat.retry, wishes, **answers)
-        self._on(w["chat"].edit, chat.edit, wishes, **answers)
-        self._on(w["chat"].example_select, examples.chosen(chat), wishes, **answers)
+        self._on_question(w["box"].submit, chat.send, [w["box"], *wishes])
+        self._on_question(w["voice"].turn, chat.spoken, wishes)
+        self._on_question(w["chat"].retry, chat.retry, wishes)
+        self._on_question(w["chat"].edit, chat.edit, wishes)
+        self._on_question(w["chat"].example_select, examples.chosen(chat), wishes)
+        answers: dict[str, Any] = {"trigger_mode": "multiple"}
         self._on(w["history"].input, chat.open, [w["history"]], **answers)
-        self._on(demo.load, chat.open, [w["last"]], **answers)
-        self._on(w["voice"].halt, chat.halt, [w["key"]])
+        self._on(w["voice"].back, chat.open, [w["key"]], **answers)
+        self._on(demo.load, chat.open, [w["key"]], **answers)
+        self._on(w["voice"].halt, chat.halt, [w["key"]], **answers)
         self._on(w["chat"].undo, chat.undo, [w["key"]])
         self._on(w["chat"].clear, chat.clear, [w["key"]])
         self._on(w["chat"].like, chat.like, [w["key"]])
@@ -134,7 +139,7 @@ class Page:
             w["delete"].click, chat.delete, [w["key"]],
             js=CONFIRM_DELETE,
         )  # fmt: skip
-        w["export"].click(None, [w["last"]], None, js=EXPORT)
+        w["export"].click(None, [w["key"]], None, js=EXPORT)
         demo.unload(chat.left)
 
     def _settings_events(self, demo: gr.Blocks) -> None:
@@ -166,13 +171,21 @@ class Page:
         chip = f'<span class="engine {state}"><b>{name}</b> {model}</span>'
         return f'<div class="header"><h1>Omni</h1>{chip}<p>{because} {why}</p></div>'
 
+    def _on_question(self, event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any]) -> None:
+        """An event that is answered. The voice bar hears of it before the server does, so that Stop works at once."""
+        quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        event(None, None, None, js=TELL % "asked", trigger_mode="multiple", **quietly)
+        answering = self._on(event, handler, inputs, trigger_mode="multiple")
+        answering.then(None, None, None, js=TELL % "ended", **quietly)
+        answering.failure(None, None, None, js=TELL % "failed", **quietly)
+
     def _on(
         self, event: Callable[..., Any], handler: Callable[..., Any], inputs: Any = None,
         outputs: tuple[str, ...] = CONVERSATION, **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         widgets = [self._widgets[name] for name in outputs]
-        common = {"show_progress": "hidden", "api_visibility": "private"}
-        event(self._bound(handler, outputs), inputs, widgets, **common | options)
+        common = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+        return event(self._bound(handler, outputs), inputs, widgets, **common | options)
 
     def _bound(self, handler: Callable[..., Any], outputs: tuple[str, ...]) -> Callable[..., Any]:
         """The handler with its `{name: update}` turned into `{widget: update}`."""
@@ -206,4 +219,4 @@ def _settings(kept: dict[str, Any] | None) -> list[Any]:
 
 
 def _script() -> str:
-    return "\n".join((STATIC / name).read_text() for name in ("player.js", "recorder.js", "voice.js"))
+    return "\n".join((STATIC / name).read_text() for name in ("player.js", "recorder.js", "server.js", "voice.js"))

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from typing import Any
 
 from omni_app.ui.live import LiveReply
 from omni_app.ui.store import Turn
 
 THINKING = "…"
-# Fenced blocks and code spans show their content as it is; everywhere else a tag would be swallowed by the sanitizer.
-_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`)", re.DOTALL)
-_TAG = re.compile(r"<(?=[A-Za-z/!?])")
-_ESCAPED = re.compile(r"\\<(?=[A-Za-z/!?])")
+# Code and formulas show their content as it is; everywhere else a tag would be swallowed by the sanitizer.
+_CODE = re.compile(
+    r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``[^\n]+?``|`[^`\n]*`|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\))", re.DOTALL
+)
+_TAG = re.compile(r"(\\*)<(?=[A-Za-z/!?])")
 
 
 def shown(text: str) -> str:
-    """Markdown in which HTML is text to be read: `<b>` appears as `<b>`."""
-    pieces = _CODE.split(text)
-    return "".join(piece if number % 2 else _TAG.sub(r"\\<", piece) for number, piece in enumerate(pieces))
+    """Markdown in which HTML is text to be read: `<b>` appears as `<b>`, and `\\<b>` as `\\<b>`."""
+    return _outside_code(text, lambda found: found[1] * 2 + r"\<")
 
 
 def typed(text: str) -> str:
     """The inverse of `shown`, for text that comes back from the page's own editor."""
+    return _outside_code(text, lambda found: found[1][: len(found[1]) // 2] + "<")
+
+
+def _outside_code(text: str, replaced: Callable[[re.Match[str]], str]) -> str:
     pieces = _CODE.split(text)
-    return "".join(piece if number % 2 else _ESCAPED.sub("<", piece) for number, piece in enumerate(pieces))
+    return "".join(piece if number % 2 else _TAG.sub(replaced, piece) for number, piece in enumerate(pieces))
 
 
 def conversation(turns: list[Turn], live: LiveReply | None = None) -> list[dict[str, Any]]:

@@ -37,7 +37,10 @@ class Utterances:
         self._waiting: OrderedDict[tuple[str, str], Part] = OrderedDict()
 
     async def keep(self, visitor: str, sound: bytes) -> str:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OmniError(f"The recording could not be kept on this machine: {error.strerror}.") from error
         part = await ingest(sound, name="recording", into=self._folder, limits=self._limits)
         key = secrets.token_urlsafe(16)
         self._waiting[visitor, key] = part

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from omni_app.conversation import Message, Part
 log = logging.getLogger(__name__)
 
 UNTITLED = "New conversation"
+MOST_HELD = 1024
+"""Conversations in memory; the ones opened longest ago are read from the disk again."""
 VISITORS = "visitors"
 """The folder below `data_dir` that holds everything visitors say and get."""
 
@@ -39,8 +42,12 @@ class Turn:
     note: str = ""
     liked: bool | None = None
 
+    def files(self) -> list[Path]:
+        """Everything on the disk that belongs to this turn."""
+        return [part.path for part in self.media if part.path] + ([self.speech] if self.speech else [])
+
     def message(self) -> Message:
-        """What an engine is told of this turn: the transcript stands in for nothing, the media go along."""
+        """What an engine is told of this turn: text and media. It listens for itself; the transcript is for people."""
         return Message.of("assistant" if self.role == "assistant" else "user", self.text, *self.media)
 
 
@@ -52,12 +59,13 @@ class Conversation:
     title: str = UNTITLED
     updated: float = field(default_factory=time.time)
     turns: list[Turn] = field(default_factory=list)
+    named: bool = False
+    """Whether the visitor chose the title; otherwise it follows the first message."""
 
     @property
     def media_folder(self) -> Path:
-        folder = self.folder / "media"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        """Made by whoever writes the first file into it."""
+        return self.folder / "media"
 
     def messages(self, system_prompt: str = "") -> list[Message]:
         spoken = [turn.message() for turn in self.turns if turn.text or turn.media]
@@ -73,14 +81,12 @@ class Store:
 
     def __init__(self, data_dir: Path) -> None:
         self._root = data_dir / VISITORS
-        self._open: dict[tuple[str, str], Conversation] = {}
+        self._open: OrderedDict[tuple[str, str], Conversation] = OrderedDict()
 
     def new(self, visitor: str) -> Conversation:
         """A conversation that reaches the disk with its first turn."""
         key = secrets.token_hex(16)
-        conversation = Conversation(id=key, visitor=visitor, folder=self._root / visitor / key)
-        self._open[visitor, key] = conversation
-        return conversation
+        return self._hold(Conversation(id=key, visitor=visitor, folder=self._root / visitor / key))
 
     def get(self, visitor: str, key: str | None) -> Conversation | None:
         """The visitor's own conversation of that id, or None: another visitor's is as absent as one that never was."""
@@ -89,8 +95,12 @@ class Store:
         if (found := self._open.get((visitor, key))) is not None:
             return found
         conversation = _read(self._root / visitor / key, visitor)
-        if conversation is not None:
-            self._open[visitor, key] = conversation
+        return self._hold(conversation) if conversation is not None else None
+
+    def _hold(self, conversation: Conversation) -> Conversation:
+        self._open[conversation.visitor, conversation.id] = conversation
+        while len(self._open) > MOST_HELD:
+            self._open.popitem(last=False)
         return conversation
 
     def all(self, visitor: str, query: str = "") -> list[Conversation]:
@@ -105,7 +115,7 @@ class Store:
     def save(self, conversation: Conversation) -> str:
         """Write the conversation; on a full or broken disk keep it in memory and return a sentence that says so."""
         conversation.updated = time.time()
-        if conversation.title == UNTITLED:
+        if not conversation.named:
             conversation.title = _title(conversation.turns)
         try:
             conversation.folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +124,12 @@ class Store:
             log.error("conversation %s was not saved: %s", conversation.id, error)
             return f"This conversation could not be saved ({error.strerror}); it is kept until the app stops."
         return ""
+
+    def rename(self, conversation: Conversation, title: str) -> str:
+        """What `save` says of it; an empty title leaves the choice to us again."""
+        words = " ".join(title.split())[:60]
+        conversation.title, conversation.named = words, bool(words)
+        return self.save(conversation)
 
     def delete(self, conversation: Conversation) -> None:
         self._open.pop((conversation.visitor, conversation.id), None)
@@ -139,6 +155,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _to_json(conversation: Conversation) -> dict[str, Any]:
     return {
         "title": conversation.title,
+        "named": conversation.named,
         "updated": conversation.updated,
         "turns": [_turn_to_json(turn) for turn in conversation.turns],
     }
@@ -162,7 +179,8 @@ def _read(folder: Path, visitor: str) -> Conversation | None:
     try:
         content = json.loads((folder / "conversation.json").read_text())
         turns = [_turn_from_json(turn, folder / "media") for turn in content["turns"]]
-        return Conversation(folder.name, visitor, folder, content["title"], content["updated"], turns)
+        title, updated, named = content["title"], content["updated"], content["named"]
+        return Conversation(folder.name, visitor, folder, title, updated, turns, named)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "omni_visitor"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+_FILE_ROUTE = re.compile(r"/file[=/]+(.*)", re.DOTALL)
 _YEAR = 365 * 24 * 3600
 
 HEADERS = {
@@ -51,12 +51,6 @@ def visitor_of(request: Request) -> str:
     return name_of(request.cookies) if logged_in else ""
 
 
-def cookies_of(headers: Headers) -> dict[str, str]:
-    jar = SimpleCookie()
-    jar.load(headers.get("cookie", ""))
-    return {name: morsel.value for name, morsel in jar.items()}
-
-
 class VisitorMiddleware:
     """Gives every new browser its cookie with the page, and every response our security headers.
 
@@ -76,7 +70,7 @@ class VisitorMiddleware:
             return
         headers = Headers(scope=scope)
         is_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
-        is_new = is_page and not name_of(cookies_of(headers))
+        is_new = is_page and not name_of(cookie_parser(headers.get("cookie", "")))
         secure = scope["scheme"] == "https" or headers.get("x-forwarded-proto", "").startswith("https")
 
         async def send_with_headers(message: Message) -> None:
@@ -91,8 +85,9 @@ class VisitorMiddleware:
         await self.app(scope, receive, send_with_headers)
 
     def _is_private(self, path: str) -> bool:
-        _, asked, file = path.partition("/file=")
-        return bool(asked) and Path(file).resolve().is_relative_to(self._private)
+        asked = _FILE_ROUTE.search(path)
+        named = (Path("/", asked[1]), Path(asked[1])) if asked else ()
+        return any(file.resolve().is_relative_to(self._private) for file in named)
 
 
 def _cookie(secure: bool) -> str:

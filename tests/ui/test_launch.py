@@ -65,6 +65,29 @@ def test_cookie_is_given_once_unreadable_for_scripts_and_fit_for_frames_over_htt
     assert "SameSite=None; Secure; Partitioned" in secure
 
 
+def test_cookies_of_other_programs_on_this_host_do_not_cost_the_visitor_theirs(app: App) -> None:
+    token = "v" * 43
+    for other in ('prefs={"a": 1}', "a b=c d", "x=[1,2]; y"):
+        headers = HTML | {"cookie": f"{other}; omni_visitor={token}"}
+        assert "set-cookie" not in httpx.get(app.url, headers=headers).headers
+
+
+@pytest.mark.parametrize("route", ["file=", "file/", "file=/", "file//"])
+def test_kept_files_are_reached_by_no_route_of_gradio(app: App, route: str) -> None:
+    kept = app.data / "visitors" / "someone" / "conversation.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("private")
+    answer = httpx.get(f"{app.url}gradio_api/{route}{kept}")
+    assert answer.status_code == 404
+    assert "private" not in answer.text
+
+
+@pytest.mark.parametrize("auth", ["secret", "user:", ":password", ":"])
+def test_half_a_login_is_refused_instead_of_opening_everything(auth: str) -> None:
+    with pytest.raises(ValueError, match="user:password"):
+        Settings(auth=SecretStr(auth))
+
+
 def test_every_response_carries_the_security_headers(app: App) -> None:
     for path in ("", "health", "v1/models", "nowhere"):
         headers = httpx.get(app.url + path).headers

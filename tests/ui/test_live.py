@@ -69,7 +69,8 @@ async def test_failure_in_the_middle_keeps_what_was_said(tmp_path: Path) -> None
 
 
 async def test_full_disk_costs_the_file_and_never_the_answer(tmp_path: Path) -> None:
-    reply = await started(tmp_path / "no such folder", "a b c")
+    (tmp_path / "media").write_text("a file where the folder should be")
+    reply = await started(tmp_path / "media", "a b c")
     assert await heard(reply) == tone(0.8)
     await ended(reply)
     assert reply.text == "echo: a b c "
@@ -88,3 +89,11 @@ async def test_a_run_belongs_to_its_visitor_and_its_conversation(tmp_path: Path)
     replies.release(reply)
     assert replies.current("visitor", "conversation") is None
     assert replies.heard_by("visitor", reply.run) is reply
+
+
+async def test_stopped_before_its_first_step_it_still_ends(tmp_path: Path) -> None:
+    reply = await started(tmp_path, "a b c")
+    await reply.stop()
+    assert reply.done
+    assert reply.text == ""
+    assert await heard(reply) == b""

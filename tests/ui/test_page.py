@@ -226,6 +226,31 @@ def test_edit_drops_what_came_after_and_asks_again(visit: Visit) -> None:
     expect(bot(visitor).first).to_have_text("echo: changed <b>")
 
 
+def test_edit_to_nothing_is_refused_and_nothing_is_lost(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("first")
+    finished(visitor)
+    visitor.ask("second")
+    finished(visitor, 2)
+    press(visitor, "Edit")
+    visitor.page.locator("textarea.edit-textarea").fill("  ")
+    press(visitor, "Submit")
+    expect(visitor.page.get_by_test_id("toast-body")).to_contain_text("would be empty")
+    expect(user(visitor)).to_have_text(["first", "second"])
+
+
+def test_questions_faster_than_answers_stay_in_order(visit: Visit) -> None:
+    visitor = visit()
+    for number in range(5):
+        visitor.box.fill(f"slow question {number}")
+        visitor.box.press("Enter")
+        visitor.page.wait_for_timeout(20)
+    expect(bot(visitor).filter(has_text="echo: slow question 4")).to_be_visible(timeout=20_000)
+    asked = user(visitor).all_inner_texts()
+    assert asked == sorted(asked)
+    assert asked[-1] == "slow question 4"
+
+
 def test_undo_brings_the_message_back_into_the_box(visit: Visit, picture: Path) -> None:
     visitor = visit()
     visitor.page.set_input_files("#box input[type=file]", picture)
@@ -258,6 +283,8 @@ def test_conversations_are_listed_searched_renamed_switched_and_deleted(visit: V
     expect(history.first).to_have_text("Fruit")
     visitor.page.on("dialog", lambda dialog: dialog.accept())
     press(visitor, "Delete")
+    expect(history).to_have_count(0)
+    visitor.page.get_by_placeholder("Search").fill("")
     expect(history).to_have_text(["about pears"])
 
 

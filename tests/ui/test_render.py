@@ -28,6 +28,8 @@ def test_typed_undoes_shown(text: str) -> None:
 
 def test_tags_are_escaped_outside_code_only() -> None:
     assert render.shown("<b> `<b>` 1 < 2") == r"\<b> `<b>` 1 < 2"
+    assert render.shown(r"\<b>") == r"\\\<b>"
+    assert render.shown("$$a<b$$ <b>") == r"$$a<b$$ \<b>"
     assert render.shown("```\n<b>\nunfinished <b>") == "```\n<b>\nunfinished <b>"
 
 

@@ -19,6 +19,7 @@ def kept(store: Store, *turns: Turn, visitor: str = VISITOR) -> Conversation:
 
 def test_what_is_saved_is_read_again_by_the_next_process(tmp_path: Path) -> None:
     conversation = Store(tmp_path).new(VISITOR)
+    conversation.media_folder.mkdir(parents=True)
     picture = conversation.media_folder / "p.jpg"
     picture.write_bytes(b"jpeg")
     speech = conversation.media_folder / "a.wav"
@@ -75,6 +76,7 @@ def test_damaged_file_is_left_out_and_left_alone(tmp_path: Path) -> None:
 def test_delete_takes_the_media_along(tmp_path: Path) -> None:
     store = Store(tmp_path)
     conversation = kept(store, Turn("user", "hello"))
+    conversation.media_folder.mkdir()
     (conversation.media_folder / "x.wav").write_bytes(b"")
     store.delete(conversation)
     assert not conversation.folder.exists()
@@ -86,3 +88,18 @@ def test_system_prompt_comes_first_and_empty_turns_are_not_sent(tmp_path: Path) 
     messages = conversation.messages("Be brief.")
     assert [(message.role, message.text) for message in messages] == [("system", "Be brief."), ("user", "hello")]
     assert [message.role for message in conversation.messages("  ")] == ["user"]
+
+
+def test_title_follows_the_first_message_until_the_visitor_names_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    conversation = kept(store, Turn("user", media=[Part("audio", path=tmp_path / "r.wav", name="recording")]))
+    assert conversation.title == "recording"
+    conversation.turns[0].heard = "What is the tallest mountain?"
+    store.save(conversation)
+    assert conversation.title == "What is the tallest mountain?"
+    store.rename(conversation, "  My   mountains ")
+    conversation.turns[0].heard = "something else"
+    store.save(conversation)
+    again = Store(tmp_path).get(VISITOR, conversation.id)
+    assert again is not None
+    assert (again.title, again.named) == ("My mountains", True)

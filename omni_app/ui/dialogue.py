@@ -1,0 +1,77 @@
+"""What is done to a conversation, one thing at a time: stop what is being answered, change the turns, answer anew."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from omni_app.conversation import ReplyOptions
+from omni_app.runner import Runner
+from omni_app.ui.live import LiveReply, Replies
+from omni_app.ui.store import Conversation, Store, Turn
+
+Change = Callable[[list[Turn]], None]
+
+
+class Dialogues:
+    """Keeps question and answer in order, however fast the visitor is and from however many tabs."""
+
+    def __init__(self, runner: Runner, store: Store, replies: Replies) -> None:
+        self._runner = runner
+        self._store = store
+        self._replies = replies
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+
+    @asynccontextmanager
+    async def alone(self, conversation: Conversation) -> AsyncIterator[None]:
+        """Nothing else changes this conversation meanwhile, and no answer is being made in it."""
+        key = (conversation.visitor, conversation.id)
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
+            await self.stop(conversation)
+            yield
+        if not lock.locked():
+            self._locks.pop(key, None)
+
+    async def stop(self, conversation: Conversation) -> None:
+        """Returns when the engine has let go of the answer; it stays, as far as it had come."""
+        if (reply := self._replies.current(conversation.visitor, conversation.id)) is not None:
+            await reply.stop()
+
+    async def answer(
+        self, conversation: Conversation, change: Change, options: ReplyOptions, system_prompt: str
+    ) -> tuple[LiveReply, str]:
+        """Change the turns and start the answer to them; returns it, and what went wrong with keeping them."""
+        async with self.alone(conversation):
+            problem = self.change(conversation, change)
+            speech_file = conversation.media_folder / f"answer-{secrets.token_hex(8)}.wav"
+            reply = LiveReply(conversation.visitor, conversation.id, speech_file)
+            self._replies.add(reply)
+            messages = conversation.messages(system_prompt)
+            reply.start(self._runner.reply, messages, options, lambda ended: self._keep(conversation, ended))
+            return reply, problem
+
+    def change(self, conversation: Conversation, change: Change) -> str:
+        """Change the turns and keep them; the files of dropped turns go. Returns what went wrong, or nothing."""
+        before = {path for turn in conversation.turns for path in turn.files()}
+        change(conversation.turns)
+        for path in before - {path for turn in conversation.turns for path in turn.files()}:
+            path.unlink(missing_ok=True)
+        return self._store.save(conversation)
+
+    def _keep(self, conversation: Conversation, reply: LiveReply) -> None:
+        """The reply has ended, watched or not: what it said becomes a turn."""
+        if reply.heard and conversation.turns:
+            conversation.turns[-1].heard = reply.heard
+        note = reply.note or ("Stopped before the first word." if reply.stopped and not reply.text else "")
+        speech = reply.speech_file if reply.has_speech else None
+        conversation.turns.append(Turn("assistant", reply.text, speech=speech, figures=reply.figures, note=note))
+        self._store.save(conversation)
+        self._replies.release(reply)
+
+
+def without_last_answer(turns: list[Turn]) -> None:
+    while turns and turns[-1].role == "assistant":
+        turns.pop()

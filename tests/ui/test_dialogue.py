@@ -1,0 +1,96 @@
+"""Question and answer stay in order, whatever a visitor does at once; files go with the turns that had them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from omni_app.conversation import Part, ReplyOptions
+from omni_app.runner import Runner
+from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
+from omni_app.ui.live import LiveReply, Replies
+from omni_app.ui.store import Conversation, Store, Turn
+from tests.scripted import ScriptedEngine
+
+pytestmark = pytest.mark.anyio
+SPEAKING = ReplyOptions()
+
+
+class House:
+    def __init__(self, folder: Path) -> None:
+        self.engine = ScriptedEngine(word_seconds=0.01)
+        self.runner = Runner(self.engine, "", 8)
+        self.store, self.replies = Store(folder), Replies()
+        self.dialogues = Dialogues(self.runner, self.store, self.replies)
+        self.conversation: Conversation = self.store.new("a" * 32)
+
+    async def say(self, change: Change) -> LiveReply:
+        reply, problem = await self.dialogues.answer(self.conversation, change, SPEAKING, "")
+        assert problem == ""
+        return reply
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    house.runner.start()
+    yield house
+    await house.runner.close()
+
+
+async def ended(reply: LiveReply) -> None:
+    async with asyncio.timeout(10):
+        while not reply.done:
+            await reply.wait(1)
+
+
+def asking(text: str, *media: Part) -> Change:
+    return lambda turns: turns.append(Turn("user", text, list(media)))
+
+
+async def test_six_questions_at_once_are_kept_in_order_each_with_its_answer(house: House) -> None:
+    replies = await asyncio.gather(*(house.say(asking(f"slow question {number}")) for number in range(6)))
+    await ended(replies[-1])
+    roles = [turn.role for turn in house.conversation.turns]
+    assert roles == ["user", "assistant"] * 6
+    texts = [turn.text for turn in house.conversation.turns if turn.role == "user"]
+    assert texts == [f"slow question {number}" for number in range(6)]
+    assert house.conversation.turns[-1].text == "echo: slow question 5 "
+    assert all(reply.done for reply in replies)
+    assert house.engine.working == 0
+
+
+async def test_retry_replaces_the_answer_and_its_file(house: House) -> None:
+    await ended(await house.say(asking("hello")))
+    old = house.conversation.turns[-1].speech
+    assert old is not None
+    assert old.exists()
+    await ended(await house.say(without_last_answer))
+    assert [turn.role for turn in house.conversation.turns] == ["user", "assistant"]
+    assert not old.exists()
+    assert house.conversation.turns[-1].files()[0].exists()
+
+
+async def test_clearing_takes_every_file_and_stops_the_answer(house: House, tmp_path: Path) -> None:
+    picture = tmp_path / "p.jpg"
+    picture.write_bytes(b"jpeg")
+    await ended(await house.say(asking("look", Part("image", path=picture))))
+    await house.say(asking("slow long story"))
+    async with house.dialogues.alone(house.conversation):
+        assert house.engine.working == 0
+        house.dialogues.change(house.conversation, list.clear)
+    assert house.conversation.turns == []
+    assert not picture.exists()
+    assert list(house.conversation.media_folder.iterdir()) == []
+
+
+async def test_full_disk_is_told_and_the_answer_is_made(house: House, tmp_path: Path) -> None:
+    (tmp_path / "visitors").write_text("a file where the folder should be")
+    reply, problem = await house.dialogues.answer(house.conversation, asking("hello"), SPEAKING, "")
+    assert "could not be saved" in problem
+    await ended(reply)
+    assert house.conversation.turns[-1].text == "echo: hello "
+    assert "was not kept" in house.conversation.turns[-1].note
