@@ -109,7 +109,7 @@ const LEAST_PREBUFFER_SECONDS = 0.05, MOST_PREBUFFER_SECONDS = 0.4;
 
 class SpeechPlayer {
   constructor({rate = 24000, on = () => {}} = {}) {
-    Object.assign(this, {rate, on, prebufferSeconds: LEAST_PREBUFFER_SECONDS, generation: 0, speaking: false, stats: {}});
+    Object.assign(this, {rate, on, prebufferSeconds: LEAST_PREBUFFER_SECONDS, generation: 0, wanted: 0, speaking: false, stats: {}});
   }
   // Must first be called from a click or a key press: browsers allow no sound before one.
   ready() {
@@ -165,11 +165,17 @@ class SpeechPlayer {
     const wanted = silentSeconds ? this.prebufferSeconds + silentSeconds : this.prebufferSeconds * 0.8;
     this.prebufferSeconds = Math.min(MOST_PREBUFFER_SECONDS, Math.max(LEAST_PREBUFFER_SECONDS, wanted));
   }
+  // The first play() waits for the sound to open; a stop(), or another play(), may come before it has.
   async play(url) {
+    const mine = ++this.wanted;
     await this.ready();
+    if (mine !== this.wanted) return;
     this.renew({url: new URL(url, document.baseURI).href, rate: this.rate});
   }
-  stop() { if (this.sink) this.renew({}); }
+  stop() {
+    this.wanted++;
+    if (this.sink) this.renew({});
+  }
   renew(order) {
     this.generation++;
     this.speaking = false;

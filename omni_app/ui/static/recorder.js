@@ -8,20 +8,31 @@ const WANTED_SOUND = {echoCancellation: true, noiseSuppression: true, autoGainCo
 
 class Recorder {
   constructor({rate = 16000, onLevel = () => {}} = {}) { Object.assign(this, {rate, onLevel, blocks: []}); }
+  // stop() may come at any time, also while the browser still asks for permission: then nothing stays open.
   async start() {
-    this.blocks = [];
+    Object.assign(this, {blocks: [], stopped: false});
     this.stream = await navigator.mediaDevices.getUserMedia({audio: WANTED_SOUND});
+    if (this.stopped) return this.release();
     this.context = new AudioContext({sampleRate: this.rate});
     await this.context.audioWorklet.addModule(URL.createObjectURL(new Blob([CAPTURE], {type: 'text/javascript'})));
+    if (this.stopped) return this.release();
     const node = new AudioWorkletNode(this.context, 'capture');
-    node.port.onmessage = ({data}) => { this.blocks.push(data); this.onLevel(Math.max(...data.map(Math.abs)), this.seconds); };
+    node.port.onmessage = ({data}) => {
+      if (this.stopped) return;
+      this.blocks.push(data);
+      this.onLevel(Math.max(...data.map(Math.abs)), this.seconds);
+    };
     this.context.createMediaStreamSource(this.stream).connect(node);
   }
   get seconds() { return this.blocks.length * 128 / this.rate; }
   async stop() {
-    this.stream?.getTracks().forEach((track) => track.stop());
-    await this.context?.close();
+    this.stopped = true;
+    await this.release();
     return this.wav();
+  }
+  async release() {
+    this.stream?.getTracks().forEach((track) => track.stop());
+    if (this.context && this.context.state !== 'closed') await this.context.close();
   }
   wav() {
     const count = this.blocks.reduce((sum, block) => sum + block.length, 0);

@@ -2,42 +2,83 @@
 const part = (name) => element.querySelector(`[data-part=${name}]`);
 const talk = part('talk'), camera = part('camera'), stopButton = part('stop'), line = part('status');
 const say = (text) => { if (line.textContent !== text) line.textContent = text; };
-let busy = false, run = '', recorder = null;
+// `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
+let busy = false, asked = false, unwanted = false, running = 0, note = '', run = '', recorder = null;
 
 const player = new SpeechPlayer({on: refresh});
 element.speechPlayer = player;
 
 function refresh() {
-  const speaking = player.speaking || player.pending;
-  stopButton.hidden = !(busy || speaking);
-  if (recorder) return;
-  say(player.speaking ? 'speaking' : busy ? 'thinking' : '');
   if (player.speaking) player.pending = false;
+  stopButton.hidden = !(busy || asked || player.speaking || player.pending);
+  if (recorder) return;
+  say(link.down ? 'The server cannot be reached' : player.speaking ? 'speaking' : busy || asked ? 'thinking' : note);
 }
+function tell(text) { note = text; refresh(); }
+function idle() { busy = asked = unwanted = player.pending = false; refresh(); }
 function stop() {
-  player.pending = false;
+  const early = asked;
   player.stop();
-  if (busy) trigger('halt');
-  busy = false;
-  refresh();
+  idle();
+  unwanted = early;
+  trigger('halt');
+  tell('');
 }
+const link = new ServerWatch({
+  pending: () => busy || asked || player.speaking,
+  lost: idle,
+  back: () => { idle(); trigger('back'); },
+});
 
 watch('value', () => {
   const value = props.value || {};
   busy = Boolean(value.busy);
-  if (value.run && value.run !== run) {
-    run = value.run;
+  const fresh = value.run && value.run !== run;
+  if (fresh) run = value.run;
+  if (busy && unwanted) { stop(); return; }
+  if (busy) asked = false;
+  if (fresh) {
     player.pending = true;
-    player.play('gradio_api/voice/' + run).catch((error) => { player.pending = false; say('no sound: ' + error.message); });
+    player.play('gradio_api/voice/' + run).catch((error) => { player.pending = false; tell('no sound: ' + error.message); });
   }
   if (!value.run && value.run !== undefined) player.stop();
   if (!busy && !value.speech) player.pending = false;
   refresh();
 });
 
+// What the page tells this bar: a question leaves, its handler has ended, a handler has failed, an export is wanted.
+const bar = element.querySelector('.voice-bar');
+bar.addEventListener('asked', () => { running++; asked = true; unwanted = false; tell(''); });
+bar.addEventListener('ended', () => {
+  running = Math.max(0, running - 1);
+  if (!running) asked = unwanted = false;
+  refresh();
+});
+bar.addEventListener('failed', () => link.look());
+bar.addEventListener('export', ({detail}) => exported(detail).catch((error) => tell('the export failed: ' + error.message)));
+
+async function exported(key) {
+  const response = await fetch(new URL('gradio_api/export/' + key, document.baseURI), {credentials: 'same-origin'});
+  if (!response.ok) { tell(await response.text()); return; }
+  const saved = document.createElement('a');
+  saved.href = URL.createObjectURL(await response.blob());
+  saved.download = /filename="([^"]+)"/.exec(response.headers.get('Content-Disposition') || '')?.[1] || 'conversation.zip';
+  saved.click();
+  setTimeout(() => URL.revokeObjectURL(saved.href), 60000);
+}
+document.addEventListener('click', (event) => {
+  if (!event.target.closest('#chat button[aria-label=Clear]')) return;
+  if (!confirm('Clear this conversation? Its messages and files are deleted.')) event.stopPropagation();
+}, {capture: true});
+
 const wake = () => player.ready();
 document.addEventListener('pointerdown', wake, {capture: true});
-document.addEventListener('keydown', (event) => { wake(); if (event.key === 'Escape') stop(); }, {capture: true});
+document.addEventListener('keydown', (event) => {
+  wake();
+  if (event.key !== 'Escape') return;
+  closeCamera();
+  if (recorder) discardTalk(); else stop();
+}, {capture: true});
 stopButton.addEventListener('click', stop);
 
 const secure = Boolean(navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
@@ -45,15 +86,22 @@ for (const button of [talk, camera]) {
   button.disabled = !secure;
   if (!secure) button.title = 'Microphone and camera need HTTPS, or the address http://localhost';
 }
-const blocked = (what, error) => say(error.name === 'NotAllowedError' ? `the browser did not allow the ${what}`
+const blocked = (what, error) => tell(error.name === 'NotAllowedError' ? `the browser did not allow the ${what}`
   : error.name === 'NotFoundError' ? `no ${what} was found` : `${what}: ${error.message}`);
 
+// A disabled button would lose the focus, and with it the keyboard's way to send what it has started.
+const hold = (held) => talk.setAttribute('aria-disabled', String(held));
+// As long as a sound may be (setting max_audio_seconds): what is said after that could not be sent.
+const mostSeconds = () => Number(bar.dataset.mostSeconds);
+
+function listening(level, seconds) {
+  talk.style.setProperty('--level', level.toFixed(2));
+  say(`listening, ${Math.floor(seconds)} s`);
+  if (seconds >= mostSeconds()) sendTalk();
+}
 async function startTalking() {
   stop();
-  recorder = new Recorder({onLevel: (level, seconds) => {
-    talk.style.setProperty('--level', level.toFixed(2));
-    say(`listening, ${Math.floor(seconds)} s`);
-  }});
+  recorder = new Recorder({onLevel: listening});
   talk.setAttribute('aria-pressed', 'true');
   talk.querySelector('span').textContent = 'Send';
   try { await recorder.start(); } catch (error) { endTalking(); blocked('microphone', error); }
@@ -63,20 +111,31 @@ function endTalking() {
   talk.setAttribute('aria-pressed', 'false');
   talk.querySelector('span').textContent = 'Talk';
 }
-async function sendTalk() {
+function discardTalk() {
+  recorder.stop();
+  endTalking();
+  tell('recording discarded');
+}
+async function postTalk() {
   const sound = await recorder.stop();
   endTalking();
-  say('sending');
+  tell('sending');
   const response = await fetch(new URL('gradio_api/utterance', document.baseURI), {method: 'POST', body: sound, credentials: 'same-origin'});
   const answer = await response.json();
-  if (!response.ok) { say(answer.error); return; }
-  say('thinking');
+  if (!response.ok) { tell(answer.error); return; }
   trigger('turn', {id: answer.id});
 }
+async function sendTalk() {
+  hold(true);
+  try { await postTalk(); } catch (error) { endTalking(); tell('the recording could not be sent: ' + error.message); link.look(); }
+  hold(false);
+}
 talk.addEventListener('click', async () => {
+  if (talk.getAttribute('aria-disabled') === 'true') return;
+  hold(true);
   await player.ready();
-  if (!recorder) { startTalking(); return; }
-  try { await sendTalk(); } catch (error) { endTalking(); say('the recording could not be sent: ' + error.message); }
+  await (recorder ? sendTalk() : startTalking());
+  hold(false);
 });
 
 const view = part('preview'), film = view.querySelector('video');
@@ -91,16 +150,19 @@ async function attachPhoto() {
   input.files = files.files;
   input.dispatchEvent(new Event('change', {bubbles: true}));
   closeCamera();
-  say('the picture is attached; ask about it');
+  tell('the picture is attached; ask about it');
 }
-camera.addEventListener('click', async () => {
-  if (!view.hidden) { closeCamera(); return; }
+let opening = false;
+async function openCamera() {
+  opening = true;
   try {
     film.srcObject = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment', width: {ideal: 1280}}});
     view.hidden = false;
     await film.play();
-  } catch (error) { blocked('camera', error); }
-});
+  } catch (error) { closeCamera(); blocked('camera', error); }
+  opening = false;
+}
+camera.addEventListener('click', () => { if (!opening) view.hidden ? openCamera() : closeCamera(); });
 part('shoot').addEventListener('click', attachPhoto);
 part('cancel').addEventListener('click', closeCamera);
 refresh();

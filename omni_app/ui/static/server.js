@@ -1,0 +1,29 @@
+// Whether the server can still be reached, and whether it is still the same one: a restarted one has another id.
+const LOOK_EVERY_MS = 3000, LOOK_AT_MOST_MS = 10000;
+
+class ServerWatch {
+  // `pending` says whether the page waits for the server: an idle page asks nothing. `lost` and `back` are told once each.
+  constructor({pending, lost, back}) {
+    Object.assign(this, {pending, lost, back, down: false, id: '', looking: false});
+    this.look();
+    setInterval(() => { if (this.down || this.pending()) this.look(); }, LOOK_EVERY_MS);
+  }
+  async look() {
+    if (this.looking) return;
+    this.looking = true;
+    const id = await this.ask();
+    this.looking = false;
+    const missed = this.down || (this.id && id && id !== this.id);
+    if (!id && !this.down) { this.down = true; this.lost(); }
+    if (id && missed) { this.down = false; this.back(); }
+    this.id = id || this.id;
+  }
+  async ask() {
+    try {
+      const response = await fetch(new URL('gradio_api/app_id', document.baseURI),
+        {cache: 'no-store', credentials: 'same-origin', signal: AbortSignal.timeout(LOOK_AT_MOST_MS)});
+      // A proxy in front answers for a server that is away.
+      return [502, 503, 504].includes(response.status) ? '' : await response.text();
+    } catch { return ''; }
+  }
+}
