@@ -25,6 +25,8 @@ MAX_TOKENS = 160
 """Of an answer, where nobody asks for another number."""
 
 _LEAST_ANSWER_TOKENS = 64
+_MOST_CHARS_PER_TOKEN = 6
+"""English prose has about 4.5; what is longer than this many is not worth tokenising to see whether it fits."""
 _PREFILL_TOKENS = 32
 """Prefilled in one step: a stop is seen, and other conversations advance, between two steps (about 0.3 s apart)."""
 _MOST_THREADS = 4
@@ -58,7 +60,7 @@ class Thinker:
         self._thinking = 0
 
     def load(self, path: Path) -> None:
-        """Blocks until the first answer would be quick; may be called again when it failed. Raises EngineUnavailable."""
+        """Blocks until the first answer would be quick; after a failure it may be called again. Raises EngineUnavailable."""
         import xllamacpp
 
         self._closing.clear()
@@ -121,16 +123,18 @@ class Thinker:
         Raises BadRequest when the last turn alone does not fit, EngineFailed when the model breaks.
         """
         request = request_for(min(max_tokens, self._context_tokens), temperature, seed)
-        shorter = shortened(messages)
+        half = self._context_tokens // 2
+        shorter = that_may_fit(shortened(messages), half * _MOST_CHARS_PER_TOKEN)
         with self._slot(lambda: cancelled() or self._closing.is_set()) as stopped:
             while not stopped():
                 turns = shorter.pop(0)
-                run = Run(say, stopped, self._context_tokens // 2 if shorter else self._most_prompt_tokens)
+                run = Run(say, stopped, half if shorter else self._most_prompt_tokens)
                 self._server.handle_chat_completions({**request, "messages": [_plain(turn) for turn in turns]}, run)
                 if not run.too_long:
                     return run.thought()
                 if not shorter:
                     raise self._too_long(turns[-1]["content"], run.prompt_tokens or 1)
+                shorter = that_may_fit(shorter, half * _chars(turns) // (run.prompt_tokens or 1))
         return Thought("cancelled", None, None)
 
     @contextmanager
@@ -189,6 +193,19 @@ def shortened(turns: Sequence[Turn]) -> list[list[Turn]]:
     last = len(exchanges) - 1
     starts = sorted({n for n in (0, 1, 2, *range(4, last, 4), last - 2, last - 1, last) if 0 <= n <= last})
     return [[*system, *(turn for exchange in exchanges[start:] for turn in exchange)] for start in starts]
+
+
+def that_may_fit(prompts: list[list[Turn]], chars: int) -> list[list[Turn]]:
+    """`prompts`, which get shorter and shorter, from the first that has at most `chars` on; at least the last one.
+
+    Tokenising is exact but slow, and cannot be stopped: a history of millions of characters would take minutes.
+    """
+    first = next((n for n, prompt in enumerate(prompts) if _chars(prompt) <= chars), len(prompts) - 1)
+    return prompts[first:]
+
+
+def _chars(turns: Sequence[Turn]) -> int:
+    return sum(len(turn["content"]) for turn in turns)
 
 
 def _exchanges(turns: Sequence[Turn]) -> list[list[Turn]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omni_app.engines.builtin.assets import SMOLLM2, fetch
 from omni_app.engines.builtin.generation import Thought, Turn
-from omni_app.engines.builtin.think import Thinker, system_prompt
+from omni_app.engines.builtin.think import Thinker, shortened, system_prompt, that_may_fit
 from omni_app.errors import BadRequest, EngineUnavailable
 from omni_app.settings import Settings
 
@@ -140,3 +141,36 @@ def test_a_failed_load_can_be_repeated_with_a_good_file(model: Path, tmp_path: P
         assert "Tokyo" in ask(thinker, user("What is the capital of Japan?"))[0]
     finally:
         thinker.close()
+
+
+class Counting:
+    """The server, with a look at how much it is asked to tokenise."""
+
+    def __init__(self, thinker: Thinker) -> None:
+        self.server, self.prompts = thinker._server, list[int]()
+
+    def handle_chat_completions(self, request: dict[str, Any], run: Callable[[dict[str, Any]], bool]) -> object:
+        self.prompts.append(sum(len(turn["content"]) for turn in request["messages"]))
+        return self.server.handle_chat_completions(request, run)
+
+
+@pytest.mark.parametrize("word", ["hello ", "\N{CJK UNIFIED IDEOGRAPH-9F98}"], ids=["short", "many-tokens"])
+def test_a_huge_history_is_hardly_tokenised(thinker: Thinker, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = ("user", "assistant") * 200
+    huge = [Turn(role=role, content=word * 3000) for role in roles[:-40]]
+    short = [Turn(role=role, content=word * 30) for role in roles[-40:]]
+    counting = Counting(thinker)
+    monkeypatch.setattr(thinker, "_server", counting)
+    _, thought = ask(thinker, *huge, *short, user("What is the capital of Italy?"), max_tokens=5)
+    assert thought.completion_tokens
+    assert thought.prompt_tokens
+    assert 300 < thought.prompt_tokens <= 1024
+    assert len(counting.prompts) <= 3
+    assert sum(counting.prompts) < 20_000
+
+
+def test_what_may_fit_ends_with_the_last_exchange() -> None:
+    prompts = shortened([SYSTEM, *(user("x" * 100) for _ in range(9))])
+    assert that_may_fit(prompts, 10_000) == prompts
+    assert that_may_fit(prompts, 0) == [[SYSTEM, user("x" * 100)]]
+    assert sum(len(turn["content"]) for turn in that_may_fit(prompts, 450)[0]) <= 450
