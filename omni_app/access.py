@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import anyio
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.types import Receive
 
-from omni_app.errors import BadRequest, OmniError
+from omni_app.errors import BadRequest, EngineAtCapacity, OmniError
 from omni_app.settings import Settings
+
+READ_SECONDS = 120.0
+"""Longest time a request body may take to arrive: the largest one over a line of 10 Mbit/s."""
+BODIES_AT_ONCE = 256
+"""Requests that may be at work at one time; how many of them are answered at once is the engine's affair."""
+ALWAYS_TAKEN_BYTES = 128 * 2**10
+"""What a body may have however full the room is, so that files of some never keep the questions of others out."""
 
 
 class Unauthorized(OmniError):
@@ -42,6 +50,16 @@ class TooLarge(BadRequest):
     status = 413
 
 
+class TooSlow(BadRequest):
+    """The request body did not arrive in time."""
+
+    status = 408
+
+
+class NoRoom(EngineAtCapacity):
+    """The bodies of other requests take all the memory that bodies may take."""
+
+
 class Guard:
     """Lets callers in: with the key as a bearer token when there is one, else with the page's own user and password."""
 
@@ -63,19 +81,70 @@ class Guard:
             raise Unauthorized("Send user and password of this server as HTTP Basic.", 'Basic realm="omni-app"')
 
 
-async def read_json(request: Request, most_bytes: int) -> object:
-    """The decoded body. Raises BadRequest, and TooLarge before reading where the caller tells the size."""
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
-        raise BadRequest("Send the request as JSON, with the header Content-Type: application/json.")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most_bytes:
-        raise _too_large(most_bytes)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most_bytes:
-            raise _too_large(most_bytes)
-    return await anyio.to_thread.run_sync(_decoded, body)
+class Inbox:
+    """Takes request bodies in: each within a size and a time, all of them together within twice that size."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bodies = 0
+        self._held_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def json(self, request: Request) -> AsyncIterator[object]:
+        """The decoded body, counted as held until the block ends.
+
+        Raises BadRequest, TooSlow, NoRoom, and TooLarge before reading where the caller tells the size.
+        """
+        self._check_head(request)
+        with self._share() as grow:
+            body = await self._read(request, grow)
+            value = await anyio.to_thread.run_sync(_decoded, body)
+            body.clear()
+            yield value
+
+    def _check_head(self, request: Request) -> None:
+        if not request.headers.get("content-type", "").lower().startswith("application/json"):
+            raise BadRequest("Send the request as JSON, with the header Content-Type: application/json.")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._most_bytes:
+            raise _too_large(self._most_bytes)
+
+    @contextlib.contextmanager
+    def _share(self) -> Iterator[Callable[[int], None]]:
+        """Counts one body until the block ends; the function given is told how many bytes it has become."""
+        if self._bodies >= BODIES_AT_ONCE:
+            raise _no_room()
+        counted = 0
+
+        def grow(size: int) -> None:
+            nonlocal counted
+            more = max(0, size - ALWAYS_TAKEN_BYTES) - counted
+            if self._held_bytes + more > 2 * self._most_bytes:
+                raise _no_room()
+            counted += more
+            self._held_bytes += more
+
+        self._bodies += 1
+        try:
+            yield grow
+        finally:
+            self._bodies -= 1
+            self._held_bytes -= counted
+
+    async def _read(self, request: Request, grow: Callable[[int], None]) -> bytearray:
+        body = bytearray()
+        try:
+            with anyio.fail_after(READ_SECONDS):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > self._most_bytes:
+                        raise _too_large(self._most_bytes)
+                    grow(len(body))
+        except TimeoutError as error:
+            raise TooSlow(
+                f"The request did not arrive within {READ_SECONDS:.0f} seconds. Send it again, with smaller files."
+            ) from error
+        return body
 
 
 async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
@@ -93,7 +162,14 @@ async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]])
 
 
 def _too_large(most_bytes: int) -> TooLarge:
-    return TooLarge(f"The request is larger than the {most_bytes / 2**20:.0f} MB that are taken with all its files.")
+    return TooLarge(
+        f"The request is larger than the {most_bytes / 1e6:.0f} MB that are taken with all its files together. "
+        "Send fewer or smaller files."
+    )
+
+
+def _no_room() -> NoRoom:
+    return NoRoom("The server is taking in all that it can from others. Send the request again in a moment.")
 
 
 def _decoded(raw: bytearray) -> object:

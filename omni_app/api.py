@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from omni_app import wire
-from omni_app.access import Guard, Unauthorized, read_json, while_connected
+from omni_app.access import Guard, Inbox, Unauthorized, while_connected
 from omni_app.conversation import Event, Message, Part, ReplyEnd, ReplyOptions
 from omni_app.engines.base import EngineStatus
 from omni_app.errors import BadRequest, EngineFailed, MediaRejected, OmniError
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 OVERHEAD = 1.4
 """Bytes of JSON for a byte of media: base64 makes 4 of 3, the rest is room for what is around it."""
-TEXT_ROOM = 4 * 2**20
+TEXT_ROOM = 4 * 10**6
 """Bytes of a request for everything that is not media."""
 INSTEAD = (
     'Text and speech both come from POST /v1/chat/completions, with "modalities": ["text", "audio"]; '
@@ -94,20 +94,22 @@ class _Api:
         self._limits = limits
         self._guard = guard
         self._metrics = metrics
-        self._most_bytes = int(limits.max_bytes * OVERHEAD * limits.max_media_parts) + TEXT_ROOM
+        # One file of the largest size, or several that are together as large.
+        self._inbox = Inbox(int(limits.max_bytes * OVERHEAD) + TEXT_ROOM)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            with self._metrics.refusals():
-                self._guard.check(request)
-                asked = self._checked(wire.parse_request(await read_json(request, self._most_bytes)))
+            async with contextlib.AsyncExitStack() as held:
+                with self._metrics.refusals():
+                    self._guard.check(request)
+                    given = await held.enter_async_context(self._inbox.json(request))
+                    asked = self._checked(wire.parse_request(given))
+                await while_connected(receive, lambda: self._answer(asked, scope, receive, send))
         except OmniError as error:
             await _failure(error)(scope, receive, send)
         except ClientDisconnect:
             log.info("a caller left while sending a request")
-        else:
-            await while_connected(receive, lambda: self._answer(asked, scope, receive, send))
 
     async def _answer(self, asked: wire.ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -12,7 +12,9 @@ import openai
 import pytest
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.requests import Request
 
+from omni_app import access
 from omni_app.api import routes
 from omni_app.conversation import AudioDelta, Event, Heard, Message, Part, ReplyEnd, ReplyOptions, ReplyStats, TextDelta
 from omni_app.engines.base import EngineStatus
@@ -33,6 +35,7 @@ REPLY: tuple[Event, ...] = (
     ReplyEnd(),
 )
 HELLO = [{"role": "user", "content": "hello"}]
+JSON = {"content-type": "application/json"}
 
 
 class FakeEngine:
@@ -127,6 +130,40 @@ async def collect(source: AsyncIterable[Any], into: list[Any]) -> None:
     """Keeps what came before an error."""
     async for one in source:
         into.append(one)  # noqa: PERF401
+
+
+def arriving(body: bytes) -> Request:
+    """A request whose body comes in pieces."""
+    pieces = [body[at : at + 2**16] for at in range(0, len(body), 2**16)]
+    messages = iter([{"type": "http.request", "body": one, "more_body": True} for one in pieces])
+
+    async def receive() -> Any:
+        return next(messages, {"type": "http.request"})
+
+    return Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+
+
+class RawCaller:
+    """Sends a request body as slowly as it likes, and hears the answer while it still sends."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def of(cls, client: httpx.AsyncClient, length: int) -> "RawCaller":
+        caller = cls(*await asyncio.open_connection(client.base_url.host, client.base_url.port))
+        head = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close"
+        caller.send(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        return caller
+
+    def send(self, piece: bytes) -> None:
+        self._writer.write(piece)
+
+    async def answer(self, status: int = 0) -> str:
+        answer = (await asyncio.wait_for(self._reader.read(), 20)).decode()
+        self._writer.close()
+        assert not status or answer.startswith(f"HTTP/1.1 {status} "), answer
+        return answer
 
 
 def png() -> bytes:
@@ -248,7 +285,7 @@ class TestMedia:
         assert "at most 10" in said(await ask(client, messages=[{"role": "user", "content": "x" * 11}]), 400)
 
     async def test_a_body_too_large_is_refused_unread(self, api: Any) -> None:
-        client = await api(FakeEngine(), max_media_parts=1, max_upload_mb=1)
+        client = await api(FakeEngine(), max_media_parts=8, max_upload_mb=1)
 
         async def endless() -> AsyncGenerator[bytes, None]:
             for _ in range(20):
@@ -258,6 +295,34 @@ class TestMedia:
         assert "MB" in said(await client.post("/v1/chat/completions", content=endless(), headers=declared), 413)
         chunked = {"content-type": "application/json"}
         assert "MB" in said(await client.post("/v1/chat/completions", content=endless(), headers=chunked), 413)
+
+    async def test_a_body_that_never_ends_is_dropped(self, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(access, "READ_SECONDS", 0.05)
+        caller = await RawCaller.of(await api(FakeEngine()), 100)
+        caller.send(b"{")
+        assert "did not arrive" in await caller.answer(408)
+
+    async def test_large_bodies_of_others_leave_room_for_questions(self) -> None:
+        inbox = access.Inbox(most_bytes := 10**6)
+        large = b" " * (most_bytes - 1) + b"1"
+        async with inbox.json(arriving(large)), inbox.json(arriving(large)):
+            with pytest.raises(access.NoRoom, match="again in a moment"):
+                await inbox.json(arriving(large)).__aenter__()
+            async with inbox.json(arriving(b"2")) as question:
+                assert question == 2
+        async with inbox.json(arriving(large)) as value:
+            assert value == 1
+
+    async def test_so_many_bodies_at_one_time(self, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(access, "BODIES_AT_ONCE", 1)
+        engine = FakeEngine(go_on := asyncio.Event(), ReplyEnd())
+        client = await api(engine)
+        first = asyncio.create_task(ask(client))
+        await engine.begun.wait()
+        assert "again in a moment" in said(await ask(client), 429)
+        go_on.set()
+        assert (await first).status_code == 200
+        assert (await ask(client)).status_code == 200
 
 
 class TestRefusals:
