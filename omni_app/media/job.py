@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import secrets
 import stat
@@ -66,7 +67,7 @@ def open_source(source: Path | bytes, name: str, limits: Limits, deadline: Deadl
 def too_large(name: str, size: int, limits: Limits) -> MediaRejected:
     return reject(
         name,
-        f"has {size / 2**20:,.0f} MB; files may have at most {limits.max_upload_mb} MB. Send a shorter or smaller one.",
+        f"has {math.ceil(size / 1e5) / 10:,} MB; files may have at most {limits.max_upload_mb} MB. Send a shorter or smaller one.",
     )
 
 

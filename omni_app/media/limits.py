@@ -27,7 +27,7 @@ class Limits:
 
     @property
     def max_bytes(self) -> int:
-        return self.max_upload_mb * 2**20
+        return self.max_upload_mb * 10**6
 
     @property
     def max_pixels(self) -> int:

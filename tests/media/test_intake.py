@@ -55,7 +55,7 @@ async def test_damaged_data_urls(into: Path, limits, url: str, says: str) -> Non
 @pytest.mark.anyio
 async def test_a_data_url_over_the_limit_is_refused_before_it_is_decoded(into: Path, limits, monkeypatch) -> None:
     monkeypatch.setattr(base64, "b64decode", lambda *a, **k: pytest.fail("decoded"))
-    with pytest.raises(MediaRejected, match=r"has 2 MB; files may have at most 1 MB"):
+    with pytest.raises(MediaRejected, match=r"has 1.6 MB; files may have at most 1 MB"):
         await ingest_data_url("data:;base64," + "A" * 2_100_000, into=into, limits=replace(limits, max_upload_mb=1))
 
 
@@ -63,9 +63,9 @@ async def test_a_data_url_over_the_limit_is_refused_before_it_is_decoded(into: P
 async def test_a_file_over_the_limit_is_refused(take, limits, tmp_path: Path) -> None:
     small = replace(limits, max_upload_mb=1)
     path = tmp_path / "big.bmp"
-    path.write_bytes(bytes(2**20 + 1))
-    for source in (path, bytes(2**20 + 1)):
-        with pytest.raises(MediaRejected, match=r"“big.bmp” has 1 MB; files may have at most 1 MB. Send a shorter"):
+    path.write_bytes(bytes(10**6 + 1))
+    for source in (path, bytes(10**6 + 1)):
+        with pytest.raises(MediaRejected, match=r"“big.bmp” has 1.1 MB; files may have at most 1 MB. Send a shorter"):
             await take(source, "big.bmp", limits=small)
 
 
