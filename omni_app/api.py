@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
+import shutil
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+import psutil
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -39,6 +42,8 @@ OVERHEAD = 1.4
 """Bytes of JSON for a byte of media: base64 makes 4 of 3, the rest is room for what is around it."""
 TEXT_ROOM = 4 * 10**6
 """Bytes of a request for everything that is not media."""
+REQUESTS = "requests"
+"""The folder of the data folder that holds the files of requests while they are answered."""
 INSTEAD = (
     'Text and speech both come from POST /v1/chat/completions, with "modalities": ["text", "audio"]; '
     "GET /v1/models lists what answers."
@@ -68,7 +73,9 @@ class Replies(Protocol):
 
 def routes(runner: Replies, settings: Settings, limits: Limits) -> list[BaseRoute]:
     """The API's routes, in the order in which they must be tried. `/health` alone asks for no key."""
-    api = _Api(runner, limits, Guard(settings), Metrics())
+    folder = settings.data_dir / REQUESTS
+    _sweep(folder)
+    api = _Api(runner, limits, Guard(settings), Metrics(), folder / str(os.getpid()))
     return [
         Route("/v1/chat/completions", _Asgi(api.chat), methods=["POST"]),
         Route("/v1/models", api.models, methods=["GET"]),
@@ -89,11 +96,12 @@ class _Asgi:
 
 
 class _Api:
-    def __init__(self, runner: Replies, limits: Limits, guard: Guard, metrics: Metrics) -> None:
+    def __init__(self, runner: Replies, limits: Limits, guard: Guard, metrics: Metrics, folder: Path) -> None:
         self._runner = runner
         self._limits = limits
         self._guard = guard
         self._metrics = metrics
+        self._folder = folder
         # One file of the largest size, or several that are together as large.
         self._inbox = Inbox(int(limits.max_bytes * OVERHEAD) + TEXT_ROOM)
 
@@ -113,7 +121,7 @@ class _Api:
 
     async def _answer(self, asked: wire.ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with _folder() as folder:
+            with _folder(self._folder) as folder:
                 messages = await self._messages(asked, folder)
                 async with contextlib.aclosing(self._measured(messages, asked.options)) as events:
                     if asked.stream:
@@ -225,14 +233,22 @@ class _Api:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def _folder(within: Path) -> Iterator[Path]:
     """A folder for the media of one request, gone with it."""
     try:
-        folder = TemporaryDirectory(prefix="omni-request-", ignore_cleanup_errors=True)
+        within.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=within, ignore_cleanup_errors=True)
     except OSError as error:
         raise OmniError("This server cannot keep files at the moment; its disk may be full.") from error
     with folder:
         yield Path(folder.name)
+
+
+def _sweep(requests: Path) -> None:
+    """Remove what killed servers left: each keeps the files of its requests in a folder named by its process id."""
+    for left in requests.glob("*"):
+        if left.name == str(os.getpid()) or not (left.name.isdecimal() and psutil.pid_exists(int(left.name))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _voice(asked: str | None, voices: Sequence[str]) -> str | None:
