@@ -6,12 +6,14 @@ import base64
 import binascii
 import contextlib
 import hmac
+import ipaddress
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import anyio
 import anyio.to_thread
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import Receive
 
 from omni_app.errors import BadRequest, EngineAtCapacity, OmniError
@@ -66,13 +68,27 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self._key = settings.serve_key.get_secret_value().encode()
         self._login = settings.auth.get_secret_value().encode()
+        self._private = _is_loopback(settings.host) and not (self._key or self._login or settings.share)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: HTTPConnection) -> None:
         """Raises Unauthorized and Forbidden."""
+        self.check_site(request)
+        self._check_secret(request)
+
+    def check_site(self, request: HTTPConnection) -> None:
+        """Raises Forbidden when a web page of another site asks, also one whose name was bent to this machine."""
+        host = request.headers.get("host", "")
+        if self._private and not _is_loopback(_hostname(host)):
+            raise Forbidden(
+                f'This server answers only on this machine, as localhost, not as "{host[:100]}". '
+                "To reach it under another name, set OMNI_AUTH or OMNI_SERVE_KEY."
+            )
         # The page's own middleware opens CORS to every site unless it runs on localhost; programs send no Origin.
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != host:
             raise Forbidden("Web pages of other sites may not use this API.")
+
+    def _check_secret(self, request: HTTPConnection) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if self._key:
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
@@ -184,3 +200,15 @@ def _unbase64(given: str) -> bytes:
         return base64.b64decode(given.strip(), validate=True)
     except (binascii.Error, ValueError):
         return b""
+
+
+def _hostname(host: str) -> str:
+    """The name or address in a Host header, without its port."""
+    return re.sub(r":\d*$", "", host).strip("[]").lower()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import wave
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from pathlib import Path
@@ -96,11 +97,11 @@ def settings(**fields: Any) -> Settings:
 
 
 @pytest.fixture
-def api(serve: Any) -> Any:
+def api(serve: Any, tmp_path: Path) -> Any:
     """Serves the API over an engine and gives a client of it; `fields` are settings."""
 
     async def start(engine: FakeEngine, key: str = "", **fields: Any) -> httpx.AsyncClient:
-        chosen = settings(**fields)
+        chosen = settings(**{"data_dir": tmp_path / "data", **fields})
         address = await serve(Starlette(routes=routes(engine, chosen, Limits.of(chosen))))
         headers = {"authorization": f"Bearer {key}"} if key else {}
         return httpx.AsyncClient(base_url=address, headers=headers, timeout=20, trust_env=False)
@@ -259,6 +260,21 @@ class TestMedia:
         assert engine.saw[0][:2] == b"\xff\xd8"
         assert engine.saw[2][:4] == b"RIFF"
         assert not any(part.path.parent.exists() for part in engine.parts if part.path)
+
+    async def test_what_a_killed_server_left_is_swept_at_the_next_start(self, api: Any, tmp_path: Path) -> None:
+        requests = tmp_path / "data" / "requests"
+        killed, running = requests / str(2**30) / "tmp1", requests / str(os.getppid()) / "tmp2"
+        for folder in (killed, running):
+            folder.mkdir(parents=True)
+            (folder / "media.wav").write_bytes(wav())
+        engine = FakeEngine()
+        client = await api(engine)
+        assert not killed.exists()
+        assert (running / "media.wav").exists()
+        sound = {"type": "input_audio", "input_audio": {"data": b64(wav()), "format": "wav"}}
+        await ask(client, messages=[{"role": "user", "content": [sound]}])
+        assert engine.parts[0].path
+        assert engine.parts[0].path.is_relative_to(requests)
 
     @pytest.mark.parametrize(
         ("part", "words"),
@@ -426,6 +442,24 @@ class TestAccess:
         for foreign in ("null", "http://127.0.0.1:1", "http://["):
             said(await client.post("/v1/chat/completions", json={}, headers={"origin": foreign}), 403)
         assert (await client.get("/v1/models", headers={"origin": f"{client.base_url}".rstrip("/")})).is_success
+
+    @pytest.mark.parametrize("path", ["/v1/models", "/metrics"])
+    async def test_names_bent_to_this_machine_are_refused(self, api: Any, path: str) -> None:
+        client = await api(FakeEngine())
+        for evil in ("evil.example:7899", "localhost.evil.example", "127.0.0.1.evil.example", "[::2]:1", "localhost:a"):
+            response = await client.get(path, headers={"host": evil, "origin": f"http://{evil}"})
+            assert "only on this machine" in said(response, 403)
+        for own in ("localhost", "LOCALHOST:7899", "127.0.0.1:1", "[::1]:7860"):
+            assert (await client.get(path, headers={"host": own})).is_success
+
+    @pytest.mark.parametrize(
+        "fields", [{"host": "0.0.0.0"}, {"share": True}, {"serve_key": "s3cret"}, {"auth": "ann:pass"}]
+    )
+    async def test_a_server_for_others_has_any_name(self, api: Any, fields: dict[str, Any]) -> None:
+        client = await api(FakeEngine(), **fields)
+        headers = {"host": "omni.example"} | ({"authorization": "Bearer s3cret"} if "serve_key" in fields else {})
+        auth = ("ann", "pass") if "auth" in fields else None
+        assert (await client.get("/v1/models", headers=headers, auth=auth)).is_success
 
 
 class TestLeaving:
