@@ -1,5 +1,5 @@
 // Whether the server can still be reached, and whether it is still the same one: a restarted one has another id.
-const LOOK_EVERY_MS = 3000, LOOK_AT_MOST_MS = 10000;
+const LOOK_EVERY_MS = 3000, LOOK_AGAIN_MS = 1000, LOOK_AT_MOST_MS = 10000;
 
 class ServerWatch {
   // `pending` says whether the page waits for the server: an idle page asks nothing. `lost` and `back` are told once each.
@@ -11,12 +11,17 @@ class ServerWatch {
   async look() {
     if (this.looking) return;
     this.looking = true;
-    const id = await this.ask();
+    const id = await this.ask() || await this.askAgain();
     this.looking = false;
     const missed = this.down || (this.id && id && id !== this.id);
     if (!id && !this.down) { this.down = true; this.lost(); }
     if (id && missed) { this.down = false; this.back(); }
     this.id = id || this.id;
+  }
+  // One request may fail on any network; two in a row mean something.
+  async askAgain() {
+    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
+    return this.ask();
   }
   async ask() {
     try {

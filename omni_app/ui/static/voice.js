@@ -3,7 +3,8 @@ const part = (name) => element.querySelector(`[data-part=${name}]`);
 const talk = part('talk'), camera = part('camera'), stopButton = part('stop'), line = part('status');
 const say = (text) => { if (line.textContent !== text) line.textContent = text; };
 // `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
-let busy = false, asked = false, unwanted = false, running = 0, note = '', run = '', recorder = null;
+// `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
+let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
 
 const player = new SpeechPlayer({on: refresh});
 element.speechPlayer = player;
@@ -26,7 +27,7 @@ function stop() {
 }
 const link = new ServerWatch({
   pending: () => busy || asked || player.speaking,
-  lost: idle,
+  lost: () => { player.stop(); idle(); },
   back: () => { idle(); trigger('back'); },
 });
 
@@ -48,7 +49,12 @@ watch('value', () => {
 
 // What the page tells this bar: a question leaves, its handler has ended, a handler has failed, an export is wanted.
 const bar = element.querySelector('.voice-bar');
-bar.addEventListener('asked', () => { running++; asked = true; unwanted = false; tell(''); });
+bar.addEventListener('asked', () => {
+  running++;
+  if (!keyed) { asked = true; unwanted = false; }
+  keyed = false;
+  tell('');
+});
 bar.addEventListener('ended', () => {
   running = Math.max(0, running - 1);
   if (!running) asked = unwanted = false;
@@ -69,6 +75,21 @@ async function exported(key) {
 document.addEventListener('click', (event) => {
   if (!event.target.closest('#chat button[aria-label=Clear]')) return;
   if (!confirm('Clear this conversation? Its messages and files are deleted.')) event.stopPropagation();
+}, {capture: true});
+
+function sending() {
+  keyed = asked = true;
+  unwanted = false;
+  setTimeout(() => { if (keyed) { keyed = asked = false; refresh(); } }, 2000);  // Gradio did not take it
+  tell('');
+}
+const box = () => document.querySelector('#box textarea');
+document.addEventListener('keydown', (event) => {
+  const sends = event.key === 'Enter' && !event.shiftKey && !event.isComposing && event.target === box();
+  if (sends && box().value.trim()) sending();
+}, {capture: true});
+document.addEventListener('click', (event) => {
+  if (event.target.closest('#chat .example') || (event.target.closest('#box .submit-button') && box().value.trim())) sending();
 }, {capture: true});
 
 const wake = () => player.ready();
