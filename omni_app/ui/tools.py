@@ -1,8 +1,10 @@
 """What Gradio's own API and MCP clients may call: `/gradio_api/call/ask` and the MCP tool `ask`."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: Gradio would read the tool's return type, a string then, as one value,
+# and MCP clients would get a Python tuple in writing.
 
 import base64
+import contextlib
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +17,17 @@ from omni_app.media import Limits, check_text, ingest_data_url
 from omni_app.media.audio import WavWriter
 from omni_app.runner import Runner
 
+UNSPOKEN = "(not spoken)"
+"""In place of speech: MCP hands every value on as a text of its own, and a language model may refuse an empty one."""
+
 Ask = Callable[[str, str, bool, str], Awaitable[tuple[str, str]]]
+
+
+class ToolError(gr.Error):
+    """What went wrong, which MCP clients read as it is: Gradio's own would stand in quotation marks."""
+
+    def __str__(self) -> str:
+        return str(self.message)
 
 
 def ask_tool(runner: Runner, limits: Limits) -> Ask:
@@ -29,7 +41,7 @@ def ask_tool(runner: Runner, limits: Limits) -> Ask:
             voice: Name of the voice; empty for the engine's own choice.
 
         Returns:
-            The answer's text, and its speech as a data URL of a WAV file (empty without speech).
+            The answer's text, and its speech as a data URL of a WAV file, or "(not spoken)".
         """
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -39,7 +51,7 @@ def ask_tool(runner: Runner, limits: Limits) -> Ask:
                     runner, message, media, ReplyOptions(speech=speech, voice=voice or None), Path(folder)
                 )
             except OmniError as error:
-                raise gr.Error(str(error), print_exception=False) from error
+                raise ToolError(str(error), print_exception=False) from error
 
     return ask
 
@@ -48,17 +60,18 @@ async def _answer(
     runner: Runner, message: str, media: list[Part], options: ReplyOptions, folder: Path
 ) -> tuple[str, str]:
     text, pieces = "", list[AudioDelta]()
-    async for event in runner.reply([Message.of("user", message, *media)], options):
-        if isinstance(event, TextDelta):
-            text += event.text
-        elif isinstance(event, AudioDelta):
-            pieces.append(event)
+    async with contextlib.aclosing(runner.reply([Message.of("user", message, *media)], options)) as events:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                text += event.text
+            elif isinstance(event, AudioDelta):
+                pieces.append(event)
     return text, _data_url(pieces, folder / "answer.wav")
 
 
 def _data_url(pieces: list[AudioDelta], path: Path) -> str:
     if not pieces:
-        return ""
+        return UNSPOKEN
     with WavWriter(path, pieces[0].sample_rate) as wav:
         for piece in pieces:
             wav.write(piece.pcm)
