@@ -12,6 +12,7 @@ from omni_app.conversation import Event, Kind, Message, ReplyOptions
 from omni_app.engines.base import EngineStatus
 from omni_app.engines.builtin.answer import Answer
 from omni_app.engines.builtin.assets import language_model
+from omni_app.engines.builtin.memory import return_large_blocks
 from omni_app.engines.builtin.outbox import Outbox
 from omni_app.engines.builtin.parts import Parts, Speech, real_parts
 from omni_app.engines.builtin.senses import Senses
@@ -44,6 +45,7 @@ class BuiltinEngine:
 
     def _load(self) -> None:
         """One after the other: the voice measures how fast this machine is, and must not be disturbed."""
+        return_large_blocks()
         self._note("Looking for the language model.")
         path = language_model(self._settings, self._note)
         self._model = path.stem

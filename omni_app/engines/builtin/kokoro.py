@@ -68,6 +68,8 @@ class KokoroVoices:
         if not phonemes or cancelled():
             return np.zeros(0, np.int16)
         options = onnxruntime.RunOptions()
+        # Without this the session keeps what its longest clause took (450 instead of 230 MB).
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._session.run_options = options
         try:
             with _broken_off_when(cancelled, options):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from omni_app.engines.builtin.classify import Classifier
 from omni_app.engines.builtin.colours import main_colours
+from omni_app.engines.builtin.memory import return_free_pages
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ class Looker:
         self._turn = threading.Lock()
 
     def look(self, image: Image.Image) -> Sight:
-        image = image.convert("RGB")
         with self._turn:
-            lines, things = self._read(image), self._classifier.top(image)
-        return Sight(image.size, main_colours(image), lines, tuple(things))
+            small = _readable(image)
+            lines, things = self._read(small), self._classifier.top(small)
+            return_free_pages()
+        return Sight(image.size, main_colours(small), lines, tuple(things))
 
     def _read(self, image: Image.Image) -> tuple[Line, ...]:
         import numpy as np
@@ -65,10 +67,17 @@ class Looker:
         return tuple(Line(text, float(score)) for text, score in lines if text.strip())
 
 
-def _page(image: Image.Image) -> Image.Image:
-    """Small enough to read, and never a thin strip: the reader widens those until memory runs out."""
-    page = image.copy()
-    page.thumbnail((_READING_SIDE, _READING_SIDE))
+def _readable(image: Image.Image) -> Image.Image:
+    """RGB, and small enough to read; a large picture is never copied at its full size."""
+    scale = min(1.0, _READING_SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def _page(page: Image.Image) -> Image.Image:
+    """Never a thin strip: the reader widens those until memory runs out."""
     least = max(*page.size, _LEAST_PAGE_SIDE) // _MOST_ASPECT
     canvas = Image.new("RGB", (max(page.width, least), max(page.height, least)), page.getpixel((0, 0)))
     canvas.paste(page)

@@ -74,12 +74,9 @@ class Senses:
 
     def see_picture(self, part: Part, cancelled: Cancelled) -> str:
         """Sentences. Raises MediaRejected, AssetUnavailable, and Stopped when cancelled."""
-        try:
-            with Image.open(_here(part)) as file:
-                image = file.convert("RGB")
-        except OSError as error:
-            raise _gone(part) from error
-        return describe_picture(self._look(image, cancelled))
+        # Decoded only when it is its turn: several large pictures at once would take all the memory.
+        with self._eyes.turn(cancelled) as eyes:
+            return describe_picture(eyes.look(_decoded(part)))
 
     def see_clip(self, part: Part, transcript: str | None, cancelled: Cancelled) -> str:
         """Sentences. Raises MediaRejected, AssetUnavailable, and Stopped when cancelled."""
@@ -99,6 +96,15 @@ def _here(part: Part) -> Path:
     if part.path is None or not part.path.is_file():
         raise _gone(part)
     return part.path
+
+
+def _decoded(part: Part) -> Image.Image:
+    try:
+        with Image.open(_here(part)) as file:
+            file.load()
+            return file
+    except OSError as error:
+        raise _gone(part) from error
 
 
 def _gone(part: Part) -> MediaRejected:

@@ -60,7 +60,7 @@ class Thinker:
         self._thinking = 0
 
     def load(self, path: Path) -> None:
-        """Blocks until the first answer would be quick; after a failure it may be called again. Raises EngineUnavailable."""
+        """Blocks until the first answer would be quick; may be repeated after a failure. Raises EngineUnavailable."""
         import xllamacpp
 
         self._closing.clear()
