@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from quantize import card, checkpoint, estimate, folder, plan, stream, verify
-from quantize.errors import JobStopped, QuantizeError
+from quantize import calibration, card, checkpoint, estimate, folder, plan, sequential, stream, verify
+from quantize.errors import QuantizeError
 from quantize.job import Job
 from quantize.plan import Plan
 from quantize.progress import Reporter, Tell
@@ -105,9 +105,13 @@ def quantize(job: Job, tell: Tell) -> None:
 
 
 def _write(made: Plan, growing: Path, job: Job, tell: Tell) -> dict[str, str]:
+    scheme = stream.scheme_for(made)
+    if made.recipe.needs_model:
+        return sequential.write(made, growing, scheme, job.request.calibration, tell)
+    amax = None
     if made.recipe.needs_data:
-        raise JobStopped(f"{made.recipe.scheme} by {made.recipe.algorithm} needs calibration, which is not there yet.")
-    return stream.write(made, growing, stream.scheme_for(made), tell=tell)
+        amax = calibration.amax(made, job.request.calibration, job.folder / "calibration", tell)
+    return stream.write(made, growing, scheme, amax, tell)
 
 
 if __name__ == "__main__":

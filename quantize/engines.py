@@ -1,0 +1,117 @@
+"""The original model at work, so that its layers can be watched: Qwen3-Omni answering, or a text model reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from quantize.checkpoint import Checkpoint
+from quantize.samples import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+_TEXT_TOKENS, _FRAMES = 32, 16
+"""Length of the answers: the thinker's tokens and the talker's frames of 80 ms."""
+_READ_TOKENS = 2048
+
+
+def load(source: Checkpoint) -> torch.nn.Module:
+    """The model in BF16, on a CUDA device where it fits."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3OmniMoeForConditionalGeneration
+
+    kind = Qwen3OmniMoeForConditionalGeneration if source.is_omni else AutoModelForCausalLM
+    model = kind.from_pretrained(source.folder, dtype=torch.bfloat16, device_map=_device(source)).eval()
+    loaded: torch.nn.Module = model
+    return loaded
+
+
+def _device(source: Checkpoint) -> str:
+    import torch
+
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > source.size * 1.1
+    return "cuda" if fits else "cpu"
+
+
+def inputs(source: Checkpoint, sample: Sample, tools: Any) -> dict[str, torch.Tensor]:
+    """What the model is given for a sample. tools: of `tools_of`."""
+    import torch
+
+    if not source.is_omni:
+        return dict(tools(sample.text, return_tensors="pt", truncation=True, max_length=_READ_TOKENS))
+    content = [{"type": "image"}] * (sample.image is not None) + [{"type": "audio"}] * (sample.sound is not None)
+    chat = [{"role": "user", "content": [*content, {"type": "text", "text": sample.text}]}]
+    text = tools.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    found = tools(
+        text=text,
+        images=[sample.image] if sample.image is not None else None,
+        audio=[sample.sound] if sample.sound is not None else None,
+        return_tensors="pt",
+    )
+    return {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in found.items()}
+
+
+def tools_of(source: Checkpoint) -> Any:
+    """Tokenizer of a text model, processor of Qwen3-Omni. The latter without video, which would need torchvision."""
+    from transformers import AutoTokenizer, Qwen3OmniMoeProcessor, WhisperFeatureExtractor
+
+    tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    if not source.is_omni:
+        return tokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    class Processor(Qwen3OmniMoeProcessor):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: object) -> object:
+            if argument_name == "video_processor":
+                return SimpleNamespace
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    Processor.__name__ = "Qwen3OmniMoeProcessor"  # its base looks classes up by this name
+    template = source.folder / "chat_template.jinja"
+    return Processor(
+        image_processor=Qwen2VLImageProcessorPil.from_pretrained(source.folder),
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2, model_input_names=[]),
+        feature_extractor=WhisperFeatureExtractor.from_pretrained(source.folder),
+        tokenizer=tokenizer,
+        chat_template=template.read_text() if template.exists() else tokenizer.chat_template,
+    )
+
+
+def answer(model: Any, source: Checkpoint, given: dict[str, torch.Tensor], tools: Any, speak: bool) -> None:
+    """Let the model work on one sample: read it (text models), or answer it, aloud if `speak`."""
+    import torch
+
+    torch.manual_seed(0)  # the talker samples its codes; a job taken up again must see the same ones
+    given = {name: value.to(model.device) for name, value in given.items()}
+    with torch.no_grad():
+        if not source.is_omni:
+            model(**given)
+            return
+        settings: dict[str, Any] = {
+            "thinker_max_new_tokens": _TEXT_TOKENS,
+            "thinker_eos_token_id": tools.tokenizer.eos_token_id,
+            "return_audio": speak,
+        }
+        if speak:
+            voice = next(iter(model.config.talker_config.speaker_id))
+            # without a code at all generate() fails in torch.stack
+            settings |= {"speaker": voice, "talker_max_new_tokens": _FRAMES, "talker_min_new_tokens": 2}
+        with _talker_knows_audio(model):
+            model.generate(**given, **settings)
+
+
+@contextmanager
+def _talker_knows_audio(model: Any) -> Iterator[None]:
+    """transformers 5.17's talker reads an audio_config that it has not got when picture and sound come together."""
+    talker = getattr(model, "talker", None)
+    if talker is None or hasattr(talker.config, "audio_config"):
+        yield
+        return
+    talker.config.audio_config = model.config.thinker_config.audio_config
+    try:
+        yield
+    finally:
+        del talker.config.audio_config

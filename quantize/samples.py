@@ -1,0 +1,122 @@
+"""Calibration samples: a folder, a JSONL file, or the small set that comes with this package."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantize.errors import CalibrationUnusable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+OWN = Path(__file__).with_name("samples.jsonl")
+_TEXTS = {".txt", ".md"}
+_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_SOUNDS = {".wav", ".flac", ".mp3", ".ogg"}
+_SOUND_RATE = 16_000
+_SOUND_SECONDS = 30
+_IMAGE_SIDE = 768
+_TEXT_CHARACTERS = 8_000
+_LEAST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question, as a user would put it."""
+
+    text: str
+    image: Image | None = None
+    sound: np.ndarray | None = None
+    """F32 mono at 16 kHz."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    found: tuple[Sample, ...]
+    skipped: tuple[str, ...]
+    """Files and lines that could not be read, each with why."""
+
+
+def read(where: str, count: int, media: bool) -> Samples:
+    """The first `count` samples that can be read; of a set that is too small, every one again until there are enough.
+
+    media: whether the model takes pictures and sound; if not, samples with them are left out.
+    Raises CalibrationUnusable where fewer than two can be read.
+    """
+    path = Path(where) if where else OWN
+    found: list[Sample] = []
+    skipped: list[str] = []
+    for name, entry in _entries(path, skipped):
+        if len(found) == count:
+            break
+        if not media and (entry.keys() & {"image", "audio"}):
+            continue
+        try:
+            found.append(_sample(path.parent if path.is_file() else path, entry))
+        except (OSError, ValueError, RuntimeError) as error:
+            skipped.append(f"{name}: {error}")
+    if len(found) < min(_LEAST, count):
+        first = f", {skipped[0]} for one" if skipped else ""
+        raise CalibrationUnusable(
+            f"Only {len(found)} calibration samples in {path} can be used ({len(skipped)} cannot be read{first}); "
+            f"give at least {_LEAST}."
+        )
+    return Samples(tuple(itertools.islice(itertools.cycle(found), max(len(found), count))), tuple(skipped))
+
+
+def _entries(path: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if kind := _kind(file):
+                yield file.name, {kind: str(file), "text": ""} if kind != "file" else {"file": str(file)}
+        return
+    if not path.is_file():
+        raise CalibrationUnusable(f"There is no calibration set at {path}; name a folder or a JSONL file.")
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            yield f"line {number}", {str(key): str(value) for key, value in entry.items()}
+        except (ValueError, AttributeError):
+            skipped.append(f"line {number}: no JSON object")
+
+
+def _kind(file: Path) -> str:
+    suffix = file.suffix.lower()
+    return "file" if suffix in _TEXTS else "image" if suffix in _IMAGES else "audio" if suffix in _SOUNDS else ""
+
+
+def _sample(base: Path, entry: dict[str, str]) -> Sample:
+    """Raises OSError, ValueError or RuntimeError for what cannot be read."""
+    if "file" in entry:
+        text = Path(entry["file"]).read_text()[:_TEXT_CHARACTERS]
+    else:
+        text = entry.get("text") or ("What do you see?" if "image" in entry else "What do you hear?")
+    if not text.strip():
+        raise ValueError("it is empty")
+    image = _image(base / entry["image"]) if "image" in entry else None
+    sound = _sound(base / entry["audio"]) if "audio" in entry else None
+    return Sample(text, image, sound)
+
+
+def _image(path: Path) -> Image:
+    from PIL import Image as Pictures
+
+    with Pictures.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+    return small
+
+
+def _sound(path: Path) -> np.ndarray:
+    import librosa
+
+    sound: np.ndarray = librosa.load(path, sr=_SOUND_RATE, mono=True, duration=_SOUND_SECONDS)[0]
+    if not len(sound):
+        raise ValueError("there is no sound in it")
+    return sound

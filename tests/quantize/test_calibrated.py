@@ -1,0 +1,99 @@
+"""Calibrated schemes on a tiny Qwen3-Omni: the stream equals llm-compressor's sequential run; bad samples are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantize import samples
+from quantize.errors import CalibrationUnusable
+from tests.quantize.conftest import Driver
+from tests.quantize.test_plan import EVERY_PART
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "NVFP4": {"scheme": "NVFP4", "samples": 4},
+    "NVFP4-both": {"scheme": "NVFP4", "samples": 4, "parts": EVERY_PART},
+    "NVFP4-gptq": {"scheme": "NVFP4", "algorithm": "gptq", "samples": 4},
+    "NVFP4-awq": {"scheme": "NVFP4", "algorithm": "awq", "samples": 2},
+    "W4A16-gptq-both": {"scheme": "W4A16", "group": 32, "algorithm": "gptq", "samples": 4, "parts": EVERY_PART},
+}
+
+
+@pytest.fixture(scope="module")
+def results(drive: Driver, tiny_omni: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return drive("run_recipes.py", tiny_omni, tmp_path_factory.mktemp("calibrated"), json.dumps(RECIPES))
+
+
+@pytest.mark.quantize
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", RECIPES)
+def test_passes_its_own_verification(results: Any, name: str) -> None:
+    assert "error" not in results[name]
+    assert results[name]["report"]["passed"]
+
+
+@pytest.mark.quantize
+def test_every_quantized_layer_knows_its_inputs_range(results: Any) -> None:
+    names = results["NVFP4-both"]["dtypes"]
+    layers = {name.rpartition(".")[0] for name in names if name.endswith("weight_packed")}
+    assert layers == {name.rpartition(".")[0] for name in names if name.endswith("input_global_scale")}
+    weights = results["NVFP4-both"]["config"]["quantization_config"]["config_groups"]["group_0"]
+    assert weights["input_activations"]["dynamic"] == "local"
+
+
+@pytest.mark.quantize
+@pytest.mark.timeout(900)
+def test_stream_equals_the_sequential_run(drive: Driver, tiny_omni: Path, tmp_path: Path) -> None:
+    found = drive("compare_sequential.py", tiny_omni, tmp_path)
+    assert found["same_names"]
+    assert found["identical"] == found["weights"] > 500
+    assert found["inputs"] > 50
+    assert found["input_error"] < 0.02  # llm-compressor rounds to BF16, and sums in another order
+    assert found["input_error_propagating"] < 0.2
+
+
+def write_lines(path: Path, *entries: object) -> Path:
+    path.write_text("\n".join(entry if isinstance(entry, str) else json.dumps(entry) for entry in entries))
+    return path
+
+
+def test_unreadable_samples_are_skipped_named_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lines = write_lines(
+        tmp_path / "set.jsonl",
+        {"text": "one"}, "{", {"text": "two"}, {"text": "x", "image": "broken.png"}, {"text": "y", "audio": "gone.wav"},
+    )  # fmt: skip
+    pytest.importorskip("PIL")
+    found = samples.read(str(lines), 2, media=False)
+    assert [sample.text for sample in found.found] == ["one", "two"]
+    with pytest.raises(CalibrationUnusable, match="Only 1 calibration samples"):
+        samples.read(str(write_lines(tmp_path / "one.jsonl", {"text": "one"}, "{")), 2, media=False)
+
+
+def test_damaged_picture_is_skipped(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("some text")
+    found = samples.read(str(tmp_path), 3, media=True)
+    assert len(found.found) == 3
+    assert len(found.skipped) == 1
+    assert found.skipped[0].startswith("broken.png: ")
+
+
+def test_no_calibration_set(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationUnusable, match="no calibration set"):
+        samples.read(str(tmp_path / "gone.jsonl"), 2, media=True)
+
+
+def test_own_set_has_every_kind() -> None:
+    entries = [json.loads(line) for line in samples.OWN.read_text().splitlines()]
+    assert any("image" in entry and "audio" in entry for entry in entries)
+    assert sum("image" in entry for entry in entries) >= 4
+    assert sum("audio" in entry for entry in entries) >= 4
+    for entry in entries:
+        for kind in ("image", "audio"):
+            assert kind not in entry or (samples.OWN.parent / entry[kind]).is_file()
