@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import anyio
 import anyio.to_thread
 from starlette.requests import HTTPConnection, Request
-from starlette.types import Receive
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from omni_app import wire
 from omni_app.errors import BadRequest, EngineAtCapacity, OmniError
 from omni_app.settings import Settings
 
@@ -25,6 +27,8 @@ BODIES_AT_ONCE = 256
 """Requests that may be at work at one time; how many of them are answered at once is the engine's affair."""
 ALWAYS_TAKEN_BYTES = 128 * 2**10
 """What a body may have however full the room is, so that files of some never keep the questions of others out."""
+
+_TOOL_PATH = re.compile(r"/gradio_api/(mcp|(call|call/v2|run|api)/ask)(/|$)")
 
 
 class Unauthorized(OmniError):
@@ -95,6 +99,45 @@ class Guard:
                 raise Unauthorized("Send the key of this server as Authorization: Bearer <key>.", "Bearer")
         elif self._login and (scheme.lower() != "basic" or not hmac.compare_digest(_unbase64(given), self._login)):
             raise Unauthorized("Send user and password of this server as HTTP Basic.", 'Basic realm="omni-app"')
+
+
+class ToolGuard:
+    """ASGI middleware: Gradio's ways in for programs, MCP and `/gradio_api/call/ask`, ask for what /v1 asks for.
+
+    A visitor who has logged in on the page may use them too. The page itself uses neither.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self._guard = Guard(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _TOOL_PATH.search(scope["path"]):
+            try:
+                self._check(HTTPConnection(scope))
+            except OmniError as error:
+                await failure(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _check(self, request: HTTPConnection) -> None:
+        if logged_in(request):
+            self._guard.check_site(request)
+        else:
+            self._guard.check(request)
+
+
+def logged_in(request: HTTPConnection) -> bool:
+    """Whether the caller holds the cookie of a login on the page, asked the way Gradio's own login check asks."""
+    app = request.app
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return app.auth is not None and any(request.cookies.get(name) in app.tokens for name in names)
+
+
+def failure(error: OmniError) -> Response:
+    """An error as the API tells it."""
+    headers = {"www-authenticate": error.scheme} if isinstance(error, Unauthorized) else {}
+    return Response(json.dumps(wire.error_body(error)), error.status, headers, media_type="application/json")
 
 
 class Inbox:

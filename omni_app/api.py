@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from omni_app import wire
-from omni_app.access import Guard, Inbox, Unauthorized, while_connected
+from omni_app.access import Guard, Inbox, failure, while_connected
 from omni_app.conversation import Event, Message, Part, ReplyEnd, ReplyOptions
 from omni_app.engines.base import EngineStatus
 from omni_app.errors import BadRequest, EngineFailed, MediaRejected, OmniError
@@ -115,7 +115,7 @@ class _Api:
                     asked = self._checked(wire.parse_request(given))
                 await while_connected(receive, lambda: self._answer(asked, scope, receive, send))
         except OmniError as error:
-            await _failure(error)(scope, receive, send)
+            await failure(error)(scope, receive, send)
         except ClientDisconnect:
             log.info("a caller left while sending a request")
 
@@ -130,7 +130,7 @@ class _Api:
                         body = wire.completion_body([event async for event in events], asked, self._model)
                         await _json(body)(scope, receive, send)
         except OmniError as error:
-            await _failure(error)(scope, receive, send)
+            await failure(error)(scope, receive, send)
 
     async def _stream(self, asked: wire.ChatRequest, events: AsyncGenerator[Event, None], send: Send) -> None:
         """Raises what fails before the first event, so that it gets its own HTTP status."""
@@ -218,7 +218,7 @@ class _Api:
         try:
             self._guard.check(request)
         except OmniError as error:
-            return _failure(error)
+            return failure(error)
         return answer()
 
     async def health(self, request: Request) -> Response:
@@ -229,7 +229,7 @@ class _Api:
 
     async def not_offered(self, request: Request) -> Response:
         asked = f"{request.method} {request.url.path[:100]}"
-        return _failure(NotOffered(f"{asked} is not offered here. {INSTEAD}"))
+        return failure(NotOffered(f"{asked} is not offered here. {INSTEAD}"))
 
 
 @contextlib.contextmanager
@@ -261,10 +261,5 @@ def _voice(asked: str | None, voices: Sequence[str]) -> str | None:
     raise BadRequest(f'There is no voice "{asked[:50]}" here. There are: {", ".join(voices)}.')
 
 
-def _json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps(body), status, headers, media_type="application/json")
-
-
-def _failure(error: OmniError) -> Response:
-    headers = {"www-authenticate": error.scheme} if isinstance(error, Unauthorized) else {}
-    return _json(wire.error_body(error), error.status, headers)
+def _json(body: object, status: int = 200) -> Response:
+    return Response(json.dumps(body), status, media_type="application/json")
