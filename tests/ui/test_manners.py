@@ -1,4 +1,4 @@
-"""What the page does for a visitor who is quick, has second thoughts or loses the server, and whether all can be seen."""
+"""What the page does for a visitor who is quick, changes their mind or loses the server; and whether all is seen."""
 
 from __future__ import annotations
 
