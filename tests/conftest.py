@@ -48,3 +48,8 @@ def unused_address() -> str:
     """An address on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests last: Playwright keeps an event loop running in this thread, beside which no other can run."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
