@@ -136,12 +136,15 @@ def _check_result(job: Job, found: Format, tally: Tally, seconds: float, declare
         raise job.rejected("is protected against copying (DRM). Send an unprotected copy.")
     if tally.mostly_bad:
         raise job.rejected(f"is damaged: most of this {found.words.split(' ', 1)[1]} cannot be decoded. Save it again.")
+    if seconds < MIN_SECONDS:
+        raise job.rejected(
+            f"is too short or cut off: it holds less than {MIN_SECONDS} seconds of sound. "
+            "Send the whole file or record it again."
+        )
     if declared and seconds < declared / 2:
         raise job.rejected(
             f"is cut off: only {seconds:.1f} of {declared:.1f} seconds are there. Send the whole file again."
         )
-    if seconds < MIN_SECONDS:
-        raise job.rejected(f"is too short: {seconds:.2f} seconds; at least {MIN_SECONDS} are needed. Record it again.")
 
 
 def decode(container: InputContainer, stream: AudioStream, tally: Tally) -> Iterator[bytes]:

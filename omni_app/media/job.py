@@ -67,7 +67,8 @@ def open_source(source: Path | bytes, name: str, limits: Limits, deadline: Deadl
 def too_large(name: str, size: int, limits: Limits) -> MediaRejected:
     return reject(
         name,
-        f"has {math.ceil(size / 1e5) / 10:,} MB; files may have at most {limits.max_upload_mb} MB. Send a shorter or smaller one.",
+        f"has {math.ceil(size / 1e5) / 10:,} MB; files may have at most {limits.max_upload_mb} MB. "
+        "Send a shorter or smaller one.",
     )
 
 

@@ -123,3 +123,10 @@ def test_wav_round_trip(tmp_path: Path) -> None:
     back, rate = audio.read_wav(tmp_path / "tone.wav")
     assert (rate, back.shape) == (16_000, samples.shape)
     assert np.allclose(back, samples, atol=1e-4)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kept", [44, 46, 60, 1000])
+async def test_a_file_that_ends_early_is_told_plainly(take, kept: int) -> None:
+    with pytest.raises(MediaRejected, match=r"too short or cut off: it holds less than 0\.1 seconds of sound\. Send"):
+        await take(makers.wav(makers.sine(2))[:kept])
