@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from omni_app.engines.builtin.look import Sight, merge
 from omni_app.engines.builtin.pacing import POLL_SECONDS, Cancelled
 from omni_app.engines.builtin.parts import Ears, Eyes, Parts
 from omni_app.errors import MediaRejected
+from omni_app.scratch import scratch
 
 _FRAMES = 4
 _REMEMBERED = 128
@@ -51,8 +51,8 @@ class Senses:
             return known
         if part.kind != "video":
             return self._transcribe(path, _key(path), cancelled)
-        with tempfile.TemporaryDirectory(prefix="omni-") as folder:
-            wav = _clip_sound(path, Path(folder))
+        with scratch() as folder:
+            wav = _clip_sound(path, folder)
             return None if wav is None else self._transcribe(wav, _key(path), cancelled)
 
     def _transcribe(self, wav: Path, key: tuple[Path, int], cancelled: Cancelled) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 from omni_app.engines.builtin.generation import Run, Thought, Turn, request_for
 from omni_app.engines.builtin.pacing import POLL_SECONDS, Cancelled
 from omni_app.errors import BadRequest, EngineUnavailable, OmniError
+from omni_app.scratch import Scratch, sweep
 
 SLOTS = 8
 """Conversations answered at the same time; each slot keeps the prompt of its last conversation, so that the next
@@ -54,7 +53,7 @@ class Thinker:
         self._most_prompt_tokens = context_tokens - _LEAST_ANSWER_TOKENS
         self._free_slots = threading.BoundedSemaphore(slots)
         self._server: Any = None
-        self._folder: Path | None = None
+        self._folder: Scratch | None = None
         self._closing = threading.Event()
         self._idle = threading.Condition()
         self._thinking = 0
@@ -64,8 +63,9 @@ class Thinker:
         import xllamacpp
 
         self._closing.clear()
-        self._folder = Path(tempfile.mkdtemp(prefix="omni-"))
-        params = self._params(xllamacpp, path)
+        sweep()
+        self._folder = Scratch()
+        params = self._params(xllamacpp, path, self._folder.path)
         try:
             self._server = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
@@ -84,7 +84,7 @@ class Thinker:
             self.close()
             raise
 
-    def _params(self, xllamacpp: Any, path: Path) -> Any:
+    def _params(self, xllamacpp: Any, path: Path, folder: Path) -> Any:
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_parallel = self._slots
@@ -101,7 +101,7 @@ class Thinker:
         params.verbosity = -1
         # The server insists on listening somewhere; a socket in a private folder, with a key nobody knows, keeps web
         # pages and other users of this machine out.
-        params.hostnames = [f"{self._folder}/llama.sock"]
+        params.hostnames = [f"{folder}/llama.sock"]
         params.api_keys = [secrets.token_urlsafe(32)]
         params.n_threads_http = 1
         return params
@@ -173,7 +173,7 @@ class Thinker:
             self._idle.wait_for(lambda: self._thinking == 0)
             self._server = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
 
 

@@ -105,8 +105,8 @@ def test_a_stop_ends_it_in_the_prefill_and_in_the_answer(thinker: Thinker, after
 def test_closing_ends_answers_and_refuses_new_ones(model: Path) -> None:
     thinker = Thinker(slots=1, context_tokens=512)
     thinker.load(model)
-    folder = thinker._folder
-    assert folder is not None
+    assert thinker._folder is not None
+    folder = thinker._folder.path
     assert folder.stat().st_mode & 0o077 == 0
     talking = threading.Event()
     with ThreadPoolExecutor(2) as pool:
