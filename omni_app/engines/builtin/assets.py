@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from omni_app.engines.builtin.fetching import Asset, Piece, Progress, fetch, models_dir
+from omni_app.engines.builtin.fetching import Asset, Piece, Progress, fetch, fetch_all, models_dir
 from omni_app.errors import AssetUnavailable
 from omni_app.settings import Settings
 
@@ -114,11 +116,20 @@ def packaged(models: Packaged) -> Path:
 
 
 def ensure_all(cache_dir: Path, progress: Progress = lambda _: None) -> None:
-    """Fetch whatever is missing, and check what the packages brought along. Raises AssetUnavailable."""
-    for models in (MOONSHINE, RAPIDOCR):
-        packaged(models)
-    for asset in ASSETS:
-        fetch(asset, cache_dir, progress)
+    """Fetch whatever is missing, and check what the packages brought along.
+
+    Raises one AssetUnavailable that names all that is still missing.
+    """
+    problems = []
+    checks: list[Callable[[], object]] = [functools.partial(packaged, models) for models in (MOONSHINE, RAPIDOCR)]
+    checks.append(functools.partial(fetch_all, ASSETS, cache_dir, progress))
+    for check in checks:
+        try:
+            check()
+        except AssetUnavailable as error:
+            problems.append(str(error))
+    if problems:
+        raise AssetUnavailable(" ".join(problems))
 
 
 def language_model(settings: Settings, progress: Progress = lambda _: None) -> Path:

