@@ -13,6 +13,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from omni_app import api, engines
+from omni_app.access import ToolGuard
 from omni_app.engines.base import Engine
 from omni_app.media import Limits
 from omni_app.runner import Runner
@@ -108,7 +109,10 @@ def _lifespan(settings: Settings, runner: Runner) -> Any:
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
-    return [Middleware(VisitorMiddleware, private=settings.data_dir / VISITORS)]
+    return [
+        Middleware(VisitorMiddleware, private=settings.data_dir / VISITORS),
+        Middleware(ToolGuard, settings=settings),
+    ]
 
 
 def _credentials(settings: Settings) -> tuple[str, str] | None:

@@ -59,7 +59,7 @@ class Page:
             self._chat_events(demo)
             self._settings_events(demo)
             self._status_events(demo)
-            api(self._ask, api_name="ask", concurrency_limit=None)
+            api(self._ask, api_name="ask", concurrency_limit=None, queue=False)
         return demo
 
     def _sidebar(self) -> None:

@@ -17,6 +17,8 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from omni_app.access import logged_in
+
 COOKIE = "omni_visitor"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _FILE_ROUTE = re.compile(r"/file[=/]+(.*)", re.DOTALL)
@@ -43,12 +45,10 @@ def name_of(cookies: dict[str, str] | Any) -> str:
 def visitor_of(request: Request) -> str:
     """The visitor of a request to one of our own routes; empty also for one who has not logged in where one must.
 
-    Gradio guards only its own routes, so this asks its App the way its own login check does.
+    Gradio guards only its own routes.
     """
-    app = request.app
-    tokens = [request.cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure")]
-    logged_in = app.auth is None or any(token in app.tokens for token in tokens if token)
-    return name_of(request.cookies) if logged_in else ""
+    allowed = request.app.auth is None or logged_in(request)
+    return name_of(request.cookies) if allowed else ""
 
 
 class VisitorMiddleware:

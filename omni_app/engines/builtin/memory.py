@@ -19,7 +19,7 @@ def return_large_blocks() -> None:
 
     By itself glibc raises its threshold to the largest block it has seen, up to 32 MB, and keeps a heap per thread:
     a model whose inputs differ in size then holds twice what it uses (measured with the text reader: 180 instead of
-    440 MB after four pictures, for 10 to 20 % more processor time).
+    440 MB after four pictures, for 20 to 40 % more processor time).
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(_M_ARENA_MAX, _HEAPS)
