@@ -14,7 +14,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from pydoc_data.topics import topics
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,7 +41,6 @@ _CHARACTERS = 2_200
 def main(gguf: Path, work: Path, *names: str) -> None:
     model = _model(gguf, work / "bf16")
     calibration = _calibration(work / "calibration.jsonl")
-    held_out = "\n\n".join(topics[name] for name in sorted(topics))[:60_000]
     for name in names or RECIPES:
         out = work / name.replace(" ", "-")
         began = time.monotonic()
@@ -50,7 +48,7 @@ def main(gguf: Path, work: Path, *names: str) -> None:
         worker.quantize(made, lambda *step: None)
         seconds = time.monotonic() - began
         size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-        measured = {key: round(value, 4) for key, value in quality.compare(model, out, held_out).items()}
+        measured = {key: round(value, 4) for key, value in quality.compare(model, out, quality.held_out()).items()}
         row = {"scheme": name, **measured, "megabytes": round(size / 1e6, 1), "seconds": round(seconds, 1)}
         print(json.dumps(row), flush=True)
 
@@ -63,7 +61,10 @@ def _model(gguf: Path, folder: Path) -> Path:
     if not folder.exists():
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
+        del model.config.quantization_config  # says GGUF, which transformers 5.17 will not save; the weights are plain
+        plain = type(model)(model.config).to(torch.bfloat16)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(folder)
     return folder
 
 

@@ -11,16 +11,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize import checkpoint, formats, reload
+from quantize.checkpoint import Checkpoint
+from quantize.verify import Weights
 
 if TYPE_CHECKING:
     import torch
 
 _WINDOW = 512
 """Tokens of each independent piece of text."""
+_FP32_OVER_BF16 = 2.5
+"""Memory over the size of the source, for its FP32 copy and the work."""
+
+
+def held_out() -> str:
+    """A text that no calibration set has: the reference in Python's own documentation."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))[:60_000]
+
+
+def fits(source: Checkpoint, ram: int) -> bool:
+    """Whether the comparison can run here. ram: free bytes."""
+    return not source.is_omni and source.size * _FP32_OVER_BF16 < ram
 
 
 def compare(source: Path, quantized: Path, text: str, windows: int = 8) -> dict[str, float]:
-    """perplexity, perplexity_before, perplexity_ratio, kl (nats a token, original to quantized) and agreement (top 1)."""
+    """perplexity, perplexity_before, perplexity_ratio, kl (nats a token, from the original) and agreement (top 1)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,7 +78,7 @@ def _round_inputs(model: torch.nn.Module, quantized: Path) -> None:
     if activations is None:
         return
     layers = formats.layers(found.tensors)
-    weights = reload.Weights(found)
+    weights = Weights(found)
     for name, module in model.named_modules():
         if name not in layers:
             continue

@@ -96,7 +96,7 @@ class Scheme:
     calibrated_activations: bool
     algorithms: tuple[str, ...]
     million_weights_per_second: float
-    """Round-to-nearest on two CPU cores, measured by benchmarks/quantize_stream.py."""
+    """Round-to-nearest on two CPU cores, measured by tests/quantize/peak_memory.py."""
     serving: str
     """What it runs on in vllm-omni 0.30."""
 

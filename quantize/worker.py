@@ -9,14 +9,17 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from quantize import calibration, card, checkpoint, estimate, folder, plan, sequential, stream, verify
+from quantize import calibration, card, checkpoint, estimate, folder, plan, quality, sequential, stream, verify
 from quantize.errors import QuantizeError
 from quantize.job import Job
 from quantize.plan import Plan
 from quantize.progress import Reporter, Tell
+
+_QUALITY_WINDOWS = 4
 
 
 def main() -> int:
@@ -97,6 +100,10 @@ def quantize(job: Job, tell: Tell) -> None:
     report = verify.verify(growing, source, tell)
     verify.write(report, job.folder)
     report.require()
+    if quality.fits(made.source, estimate.machine(out).ram):
+        tell("verify", 0, 1, "perplexity and agreement")
+        report = replace(report, quality=quality.compare(source, growing, quality.held_out(), _QUALITY_WINDOWS))
+    verify.write(report, job.folder)
     verify.write(report, growing)
     tell("finish", 1, 2, "model card")
     (growing / "README.md").write_text(card.render(made, expected, report))

@@ -96,3 +96,13 @@ def test_equals_llm_compressor_bit_by_bit(
 ) -> None:
     found = drive("compare_model_free.py", tiny_omni, tmp_path / "theirs", scheme, results[name]["folder"])
     assert found["identical"] == found["theirs"] == found["ours"]
+
+
+def test_memory_is_bounded_by_one_file_however_large_the_model(drive: Driver, tmp_path: Path) -> None:
+    peaks = []
+    for files in (1, 3):
+        drive("peak_memory.py", tmp_path / f"{files}", "make", files)
+        peaks.append(drive("peak_memory.py", tmp_path / f"{files}", "FP8_DYNAMIC"))
+    one, three = peaks
+    assert three["over_start"] < 3 * three["shard"]
+    assert three["over_start"] < one["over_start"] + one["shard"] / 2

@@ -1,0 +1,45 @@
+"""A generic causal language model takes the same road, and what it lost is measured."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.quantize.conftest import Driver
+
+pytestmark = [pytest.mark.quantize, pytest.mark.timeout(600)]
+RECIPES: dict[str, dict[str, Any]] = {
+    "FP8_DYNAMIC": {"scheme": "FP8_DYNAMIC"},
+    "FP8_BLOCK": {"scheme": "FP8_BLOCK", "parts": ("experts",)},
+    "NVFP4A16": {"scheme": "NVFP4A16"},
+    "NVFP4": {"scheme": "NVFP4", "samples": 4},
+    "W4A16-gptq": {"scheme": "W4A16", "group": 64, "algorithm": "gptq", "samples": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def results(drive: Driver, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("text")
+    drive("tiny_text.py", folder / "model")
+    return drive("run_recipes.py", folder / "model", folder, json.dumps(RECIPES))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_passes_its_own_verification(results: Any, name: str) -> None:
+    assert "error" not in results[name]
+    assert results[name]["report"]["passed"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loss_is_measured(results: Any, name: str) -> None:
+    quality = results[name]["report"]["quality"]
+    assert quality["kl"] > 0
+    assert 0.5 < quality["agreement"] <= 1
+    assert quality["perplexity_ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_coarser_schemes_lose_more(results: Any) -> None:
+    losses = [results[name]["report"]["quality"]["kl"] for name in ("FP8_DYNAMIC", "NVFP4A16", "NVFP4")]
+    assert losses == sorted(losses)
