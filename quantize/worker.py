@@ -49,9 +49,14 @@ def _verify(result: Path, source: Path | None) -> int:
 
 
 def _run(job: Job) -> int:
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     out = Path(job.request.output)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        folder.discard(out)
+        os._exit(128 + number)  # unwinding torch takes seconds, and nothing is left to unwind for
+
+    signal.signal(signal.SIGTERM, leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         quantize(job, Reporter(job.folder / "progress.jsonl"))
     except QuantizeError as error:
@@ -67,10 +72,6 @@ def _run(job: Job) -> int:
     finally:
         folder.discard(out)
     return 0
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _end_with_parent() -> None:

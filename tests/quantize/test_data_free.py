@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from quantize import estimate, plan
+from quantize import estimate, folder, job, plan
 from quantize.checkpoint import read_source
 from quantize.schemes import Recipe
 from tests.quantize.conftest import Driver
+from tests.quantize.test_job import Command, started, until
 from tests.quantize.test_plan import EVERY_PART
 
 pytestmark = [pytest.mark.quantize, pytest.mark.timeout(600)]
@@ -106,3 +107,25 @@ def test_memory_is_bounded_by_one_file_however_large_the_model(drive: Driver, tm
     one, three = peaks
     assert three["over_start"] < 3 * three["shard"]
     assert three["over_start"] < one["over_start"] + one["shard"] / 2
+
+
+@pytest.mark.parametrize("supervisor_dies", [False, True])
+def test_real_worker_ends_at_once_and_leaves_nothing(
+    drive: Driver, tmp_path: Path, command: Command, supervisor_dies: bool
+) -> None:
+    drive("peak_memory.py", tmp_path / "model", "make", 1)
+    recipe = Recipe("NVFP4A16", "mse")
+    one = job.create(tmp_path / "jobs", job.Request(str(tmp_path / "model"), str(tmp_path / "out"), recipe))
+    process = started(command("run", "--job", one.folder))
+    until(lambda: one.progress is not None and one.progress.stage == "quantize", 120)
+    if supervisor_dies:
+        process.kill()
+    else:
+        job.cancel(one)
+        assert one.state.status is job.Status.CANCELLED
+    process.wait(5)
+    until(lambda: not folder.partial(tmp_path / "out").exists(), 5)
+    assert not (tmp_path / "out").exists()
+    if supervisor_dies:
+        assert "quantize" in one.state.message
+        assert one.state.status is job.Status.INTERRUPTED
