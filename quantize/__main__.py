@@ -1,4 +1,7 @@
-"""`python -m quantize estimate | run | verify | card | jobs`. Machine-readable lines on stdout, words on stderr."""
+"""`python -m quantize estimate | run | start | cancel | jobs | verify | card | schemes`.
+
+Machine-readable lines on stdout, words on stderr.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,20 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from quantize import checkpoint, environment, estimate, job, plan, supervisor
-from quantize.errors import BadRequest, QuantizeError
-from quantize.job import Job, Request, State, Status
+from quantize import checkpoint, environment, estimate, folder, job, plan, supervisor
+from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
+from quantize.job import LIVE, Job, Request, Status
 from quantize.schemes import ALGORITHMS, RECIPES, SCHEMES, Recipe
 
 _FOLLOW_SECONDS = 0.25
+_JOBS = Path("data/jobs")
 
 
 def main() -> int:
     """Exit status 0: done; 1: failed, with one sentence; 130: cancelled."""
     found = _arguments().parse_args()
     try:
-        return int(
-            {"estimate": _estimate, "run": _run, "verify": _verify, "card": _card, "jobs": _jobs}[found.command](found)
-        )
+        return int(_COMMANDS[found.command](found))
     except QuantizeError as error:
         print(json.dumps({"error": str(error)}))
         print(error, file=sys.stderr)
@@ -37,20 +39,25 @@ def _arguments() -> argparse.ArgumentParser:
     sizing = commands.add_parser("estimate", help="sizes, memory and time, from the files' headers")
     sizing.add_argument("source", type=Path)
     running = commands.add_parser("run", help="quantize, verify, publish")
-    running.add_argument("source", nargs="?", help="a model folder")
-    running.add_argument("output", nargs="?", type=Path)
-    running.add_argument("--jobs", type=Path, default=Path("data/jobs"), help="where job folders are kept")
-    running.add_argument("--job", type=Path, help="take up an existing job instead")
-    running.add_argument("--calibration", default="", help="folder or JSONL of samples")
-    for command in (sizing, running):
+    starting = commands.add_parser("start", help="the same in the background; prints the job")
+    for command in (running, starting):
+        command.add_argument("source", nargs="?", help="a model folder")
+        command.add_argument("output", nargs="?", type=Path)
+        command.add_argument("--jobs", type=Path, default=_JOBS, help="where job folders are kept")
+        command.add_argument("--job", type=Path, help="take up an existing job instead")
+        command.add_argument("--calibration", default="", help="folder or JSONL of samples")
+    for command in (sizing, running, starting):
         _recipe_arguments(command)
+    cancelling = commands.add_parser("cancel", help="end a job, and what it has half written")
+    cancelling.add_argument("job", type=Path)
     verifying = commands.add_parser("verify", help="check a quantized folder, anybody's")
     verifying.add_argument("folder", type=Path)
     verifying.add_argument("--source", type=Path, help="the model it was made from")
     printing = commands.add_parser("card", help="print the model card of a finished job")
     printing.add_argument("folder", type=Path)
     listing = commands.add_parser("jobs", help="list the jobs, newest first")
-    listing.add_argument("--jobs", type=Path, default=Path("data/jobs"))
+    listing.add_argument("--jobs", type=Path, default=_JOBS)
+    commands.add_parser("schemes", help="what there is to choose from, and whether the worker's environment is built")
     return parser
 
 
@@ -77,7 +84,7 @@ def _estimate(found: argparse.Namespace) -> int:
 
 
 def _run(found: argparse.Namespace) -> int:
-    one = Job(found.job.absolute()) if found.job else _create(found)
+    one = _asked(found)
     following = threading.Event()
     follower = threading.Thread(target=_follow, args=(one, following), daemon=True)
     follower.start()
@@ -89,14 +96,50 @@ def _run(found: argparse.Namespace) -> int:
     return {Status.DONE: 0, Status.CANCELLED: 130}.get(state.status, 1)
 
 
+def _start(found: argparse.Namespace) -> int:
+    one = _asked(found)
+    job.start(one)
+    return _tell(one)
+
+
+def _cancel(found: argparse.Namespace) -> int:
+    one = _existing(found.job)
+    job.cancel(one)
+    return _tell(one)
+
+
+def _tell(one: Job) -> int:
+    print(json.dumps({"job": str(one.folder), "ahead": len(job.ahead(one)), **asdict(one.state)}))
+    return 0
+
+
+def _asked(found: argparse.Namespace) -> Job:
+    return _existing(found.job) if found.job else _create(found)
+
+
+def _existing(path: Path) -> Job:
+    if not (path / "state.json").is_file():
+        raise BadRequest(f"There is no job at {path}; `python -m quantize jobs` lists them.")
+    return Job(path.absolute())
+
+
 def _create(found: argparse.Namespace) -> Job:
+    """A job that could begin now. What cannot work is refused here rather than after a wait in the queue."""
     if not found.source or not found.output:
-        raise BadRequest("Name the model folder and the output folder: python -m quantize run SOURCE OUTPUT.")
-    source = Path(found.source).absolute()
-    recipe = _recipe(found)
-    plan.make(checkpoint.read_source(source), recipe)  # refused here rather than after a wait in the queue
-    calibration = str(Path(found.calibration).absolute()) if found.calibration else ""
-    return job.create(found.jobs, Request(str(source), str(found.output.absolute()), recipe, calibration))
+        raise BadRequest(f"Name the model folder and the output folder: python -m quantize {found.command} SOURCE OUT.")
+    source, out = Path(found.source).absolute(), found.output.absolute()
+    made = plan.make(checkpoint.read_source(source), _recipe(found))
+    folder.require_free(source, out)
+    if not any(one.state.status in LIVE for one in job.find(found.jobs)):  # who is ahead holds memory that comes back
+        estimate.require(estimate.estimate(made, estimate.machine(out)))
+    return job.create(found.jobs, Request(str(source), str(out), made.recipe, _calibration(found.calibration)))
+
+
+def _calibration(named: str) -> str:
+    path = Path(named).absolute()
+    if not path.exists():
+        raise CalibrationUnusable(f"There is no calibration set at {path}; name a folder or a JSONL file.")
+    return str(path) if named else ""
 
 
 def _follow(one: Job, ended: threading.Event) -> None:
@@ -128,9 +171,22 @@ def _card(found: argparse.Namespace) -> int:
 
 def _jobs(found: argparse.Namespace) -> int:
     for one in job.find(found.jobs):
-        state: State = one.state
-        print(json.dumps({"job": str(one.folder), "ahead": len(job.ahead(one)), **asdict(state)}))
+        _tell(one)
     return 0
+
+
+def _schemes(found: argparse.Namespace) -> int:
+    recipes = [{"name": name, **asdict(recipe), "why": why} for name, (recipe, why) in RECIPES.items()]
+    schemes = [asdict(scheme) for scheme in SCHEMES.values()]
+    table = {"schemes": schemes, "algorithms": ALGORITHMS, "recipes": recipes, "ready": environment.ready()}
+    print(json.dumps(table))
+    return 0
+
+
+_COMMANDS = {
+    "estimate": _estimate, "run": _run, "start": _start, "cancel": _cancel, "jobs": _jobs, "verify": _verify,
+    "card": _card, "schemes": _schemes,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,12 +25,20 @@ def partial(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def begin(source: Path, out: Path) -> Path:
-    """An empty folder for the result. Raises BadRequest where the name is taken or would touch the source."""
+def require_free(source: Path, out: Path) -> None:
+    """Raises BadRequest where the name is taken, cannot be written, or would touch the source."""
     if out.exists():
         raise BadRequest(f"{out} exists already; name another output folder or remove that one.")
     if source.resolve() in [out.resolve(), *out.resolve().parents]:
         raise BadRequest(f"{out} lies inside the source folder, which is never written to; name another place.")
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise BadRequest(f"Nothing can be written to {there}; name an output folder in another place.")
+
+
+def begin(source: Path, out: Path) -> Path:
+    """An empty folder for the result. Raises what `require_free` raises."""
+    require_free(source, out)
     growing = partial(out)
     discard(out)
     growing.mkdir(parents=True)

@@ -32,6 +32,8 @@ from quantize.progress import Progress
 from quantize.schemes import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+_LOOK_SECONDS = 0.5
+"""Who only asks whether a job is attended holds its lock for a moment as well."""
 _UNATTENDED_SECONDS = 30.0
 """A queued job that nobody has looked after for so long has been forgotten."""
 
@@ -122,7 +124,7 @@ class Job:
         """Whether a living process looks after the job."""
         with (self.folder / "lock").open("a") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
         return False
@@ -145,11 +147,16 @@ class Job:
     @contextmanager
     def attend(self) -> Iterator[None]:
         """Hold the job's lock. Raises BadRequest if another process does."""
+        deadline = time.monotonic() + _LOOK_SECONDS
         with (self.folder / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BadRequest(f"Job {self.id} is running already.") from error
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        raise BadRequest(f"Job {self.id} is running already.") from error
+                time.sleep(0.01)
             yield
 
 

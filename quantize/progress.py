@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_EVERY_SECONDS = 0.25
+_EVERY_SECONDS, _EVERY_MOST = 0.25, 5.0
+_LINES_A_STAGE = 400
+"""A long stage writes a line less often, so that whoever follows reads kilobytes even of a day's work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ def silent(stage: str, done: int, total: int, layer: str = "") -> None:
 
 
 class Reporter:
-    """Writes progress to a file as JSON lines, a few a second at most. Call it as a `Tell`."""
+    """Writes progress to a file as JSON lines, a few a second at most, and fewer later. Call it as a `Tell`."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -48,13 +50,16 @@ class Reporter:
         now = self._clock()
         if stage != self._stage:
             self._stage, self._started, self._last = stage, now, 0.0
-        if now - self._last < _EVERY_SECONDS and done < total:
+        if now - self._last < self._pause(now) and done < total:
             return
         self._last = now
         left = (now - self._started) / done * (total - done) if done else None
         line = Progress(stage, done, total, layer, left, resident_bytes(), now)
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(line)) + "\n")
+
+    def _pause(self, now: float) -> float:
+        return min(max(_EVERY_SECONDS, (now - self._started) / _LINES_A_STAGE), _EVERY_MOST)
 
 
 def resident_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from quantize.progress import Reporter
 
 _TERM_SECONDS = 2.0
 _POLL_SECONDS = 0.2
+_NICENESS = 10
 
 
 class _Cancelled(BaseException):
@@ -75,6 +77,7 @@ def _work(job: Job) -> None:
             cwd=ROOT, env=environment.variables(), stdin=subprocess.PIPE, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
+        _step_back(process.pid)
         try:
             code = process.wait()
         except _Cancelled:
@@ -85,6 +88,14 @@ def _work(job: Job) -> None:
     if outcome.exists():
         raise JobStopped(json.loads(outcome.read_text())["error"])
     raise JobStopped(_death(code, job))
+
+
+def _step_back(session: int) -> None:
+    """Give way to whatever else runs on these cores, such as the page that shows the job."""
+    os.setpriority(os.PRIO_PGRP, session, _NICENESS)
+    group = Path(f"/proc/{session}/autogroup")  # where sessions share the processor as equals, niceness alone is naught
+    with contextlib.suppress(OSError):
+        group.write_text(str(_NICENESS))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
