@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import av
@@ -106,7 +109,7 @@ def clip(
     """25 frames per second whose red grows from 0 to 250 over the clip, and a tone."""
     muxer, encoder, sound_encoder = CLIPS[suffix]
     out = io.BytesIO()
-    with av.open(out, "w", format=muxer, options=options or {}) as container:
+    with _ordinary_priority(), av.open(out, "w", format=muxer, options=options or {}) as container:
         stream = container.add_stream(encoder, rate=25, pix_fmt="yuv420p", width=size[0], height=size[1])
         stream.codec_context.gop_size = keyframe_every
         stream.codec_context.bit_rate = 1_000_000
@@ -125,6 +128,17 @@ def clip(
         if audio is not None:
             encode_sound(container, audio, sine(seconds, 48_000), 48_000)
     return out.getvalue()
+
+
+@contextlib.contextmanager
+def _ordinary_priority() -> Iterator[None]:
+    """SVT-AV1 makes the thread that calls it real-time when it runs as root, and every thread and child after it;
+    a browser started from there starves the machine."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def silence_flac(hours: float, rate: int = 8_000) -> bytes:
