@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from benchmarks.browser import Visitor, chromium_path, launched
+from omni_app.media.audio import write_wav
 from omni_app.runner import Runner
 from omni_app.settings import Settings
-from tests.scripted import ScriptedEngine
+from tests.scripted import RATE, ScriptedEngine, tone
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +65,17 @@ def visit(browser: Any, app: App) -> Iterator[Callable[..., Visitor]]:
     for visitor in visitors:
         visitor.close()
     assert problems == []
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "teal.png"
+    Image.new("RGB", (64, 48), "teal").save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "question.wav"
+    write_wav(path, tone(3.0), RATE)
+    return path

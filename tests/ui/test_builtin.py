@@ -19,7 +19,7 @@ from omni_app.media import Limits, ingest
 from omni_app.media.video import sound
 from omni_app.runner import Runner
 from omni_app.settings import Settings
-from tests.ui.test_page import bot, finished, press, silent, status
+from tests.ui.steps import bot, finished, press, silent, status
 
 pytestmark = [pytest.mark.browser, pytest.mark.models]
 

@@ -1,74 +1,21 @@
-"""The page in a real browser, in front of a scripted engine: what a visitor does, and what they see and hear."""
+"""One conversation on the page in a real browser, before a scripted engine: what a visitor does, sees and hears."""
 
 from __future__ import annotations
 
-import json
-import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from playwright.sync_api import expect
 
 from benchmarks.browser import Visitor, launched
-from omni_app.media.audio import write_wav
-from tests.scripted import RATE, tone
+from tests.scripted import tone
 from tests.ui.conftest import App
+from tests.ui.steps import bot, finished, press, silent, status, until, user
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
-
-ANSWERED = re.compile("real-time factor|tokens/s")
-
-
-def bot(visitor: Visitor) -> Any:
-    return visitor.page.locator("#chat [data-testid=bot]")
-
-
-def user(visitor: Visitor) -> Any:
-    return visitor.page.locator("#chat [data-testid=user]")
-
-
-def finished(visitor: Visitor, answers: int = 1, seconds: float = 20) -> None:
-    """Wait until that many answers have their figures."""
-    expect(visitor.page.locator("#chat .figures")).to_have_count(answers, timeout=seconds * 1000)
-
-
-def until(visitor: Visitor, condition: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if condition():
-            return
-        visitor.page.wait_for_timeout(50)
-    raise AssertionError("it did not come true within ten seconds")
-
-
-def status(visitor: Visitor) -> Any:
-    return visitor.page.locator("#voice [role=status]")
-
-
-def press(visitor: Visitor, name: str) -> None:
-    visitor.page.get_by_role("button", name=name, exact=True).first.click()
-
-
-def silent(visitor: Visitor, seconds: float = 20) -> None:
-    expect(visitor.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=seconds * 1000)
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("files") / "teal.png"
-    Image.new("RGB", (64, 48), "teal").save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("files") / "question.wav"
-    write_wav(path, tone(3.0), RATE)
-    return path
 
 
 def test_typed_question_is_answered_and_heard_without_a_gap(visit: Visit) -> None:
@@ -210,159 +157,6 @@ def test_engine_failure_keeps_the_text_says_why_and_retry_works(visit: Visit, ap
     until(visitor, lambda: len(app.engine.asked) == asked + 1)
     finished(visitor)
     expect(user(visitor)).to_have_count(1)
-
-
-def test_edit_drops_what_came_after_and_asks_again(visit: Visit) -> None:
-    visitor = visit()
-    visitor.ask("first")
-    finished(visitor)
-    visitor.ask("second")
-    finished(visitor, 2)
-    press(visitor, "Edit")
-    visitor.page.locator("textarea.edit-textarea").fill("changed <b>")
-    press(visitor, "Submit")
-    finished(visitor)
-    expect(user(visitor)).to_have_text(["changed <b>"])
-    expect(bot(visitor).first).to_have_text("echo: changed <b>")
-
-
-def test_edit_to_nothing_is_refused_and_nothing_is_lost(visit: Visit) -> None:
-    visitor = visit()
-    visitor.ask("first")
-    finished(visitor)
-    visitor.ask("second")
-    finished(visitor, 2)
-    press(visitor, "Edit")
-    visitor.page.locator("textarea.edit-textarea").fill("  ")
-    press(visitor, "Submit")
-    expect(visitor.page.get_by_test_id("toast-body")).to_contain_text("would be empty")
-    expect(user(visitor)).to_have_text(["first", "second"])
-
-
-def test_questions_faster_than_answers_stay_in_order(visit: Visit) -> None:
-    visitor = visit()
-    for number in range(5):
-        visitor.box.fill(f"slow question {number}")
-        visitor.box.press("Enter")
-        visitor.page.wait_for_timeout(20)
-    expect(bot(visitor).filter(has_text="echo: slow question 4")).to_be_visible(timeout=20_000)
-    asked = user(visitor).all_inner_texts()
-    assert asked == sorted(asked)
-    assert asked[-1] == "slow question 4"
-
-
-def test_undo_brings_the_message_back_into_the_box(visit: Visit, picture: Path) -> None:
-    visitor = visit()
-    visitor.page.set_input_files("#box input[type=file]", picture)
-    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
-    visitor.ask("take this back")
-    finished(visitor)
-    press(visitor, "Undo")
-    expect(visitor.box).to_have_value("take this back")
-    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
-    expect(bot(visitor)).to_have_count(0)
-
-
-def test_conversations_are_listed_searched_renamed_switched_and_deleted(visit: Visit) -> None:
-    visitor = visit()
-    visitor.ask("about apples")
-    finished(visitor)
-    press(visitor, "New conversation")
-    expect(bot(visitor)).to_have_count(0)
-    visitor.ask("about pears")
-    finished(visitor)
-    history = visitor.page.locator("#history label")
-    expect(history).to_have_text(["about pears", "about apples"])
-    visitor.page.get_by_placeholder("Search").fill("apple")
-    expect(history).to_have_text(["about apples"])
-    history.first.click()
-    expect(bot(visitor).first).to_have_text("echo: about apples")
-    title = visitor.page.locator("#title").get_by_role("textbox")
-    title.fill("Fruit")
-    title.press("Enter")
-    expect(history.first).to_have_text("Fruit")
-    visitor.page.on("dialog", lambda dialog: dialog.accept())
-    press(visitor, "Delete")
-    expect(history).to_have_count(0)
-    visitor.page.get_by_placeholder("Search").fill("")
-    expect(history).to_have_text(["about pears"])
-
-
-def test_switching_away_lets_the_answer_finish_unseen(visit: Visit) -> None:
-    visitor = visit()
-    visitor.ask("slow answer goes on")
-    expect(bot(visitor).first).to_contain_text("slow")
-    press(visitor, "New conversation")
-    expect(bot(visitor)).to_have_count(0)
-    visitor.page.wait_for_timeout(2500)
-    expect(bot(visitor)).to_have_count(0)
-    visitor.page.get_by_placeholder("Search").fill("slow")
-    visitor.page.locator("#history label").first.click()
-    expect(bot(visitor).first).to_have_text("echo: slow answer goes on")
-
-
-def test_reload_in_mid_answer_goes_on_and_keeps_everything(visit: Visit, app: App) -> None:
-    visitor = visit()
-    visitor.ask("slow tell me a rather longer thing while I reload")
-    expect(bot(visitor).first).to_contain_text("tell", timeout=10_000)
-    visitor.page.reload()
-    visitor.box.wait_for()
-    expect(user(visitor).first).to_contain_text("tell me")
-    finished(visitor)
-    expect(bot(visitor).first).to_have_text("echo: slow tell me a rather longer thing while I reload")
-    expect(visitor.page.get_by_label("Play").first).to_be_visible()
-    # Gradio itself reports the stream that the reload cut.
-    visitor.problems[:] = [
-        text for text in visitor.problems if "AbortError" not in text and "Connection errored" not in text
-    ]
-
-
-def test_export_holds_json_markdown_and_media(visit: Visit, picture: Path, tmp_path: Path) -> None:
-    visitor = visit()
-    visitor.page.set_input_files("#box input[type=file]", picture)
-    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
-    visitor.ask("what colour")
-    finished(visitor)
-    with visitor.page.expect_download() as download:
-        press(visitor, "Export")
-    assert download.value.suggested_filename == "what-colour.zip"
-    bundle = zipfile.ZipFile(download.value.path())
-    content = json.loads(bundle.read("conversation.json"))
-    files = [content["messages"][0]["media"][0]["file"], content["messages"][1]["speech"]]
-    assert set(files) <= set(bundle.namelist())
-    assert "what colour" in bundle.read("conversation.md").decode()
-
-
-def test_two_visitors_never_see_each_other(visit: Visit) -> None:
-    first, second = visit(), visit()
-    sent_first, sent_second = first.ask("my secret is blue"), second.ask("mine is red")
-    finished(first)
-    finished(second)
-    assert "red" not in first.page.inner_text("#chat") + first.page.inner_text("#history")
-    assert "blue" not in second.page.inner_text("#chat") + second.page.inner_text("#history")
-    silent(first)
-    silent(second)
-    heard = first.sound(after=sent_first), second.sound(after=sent_second)
-    assert [round(sound.seconds, 1) for sound in heard if sound] == [1.0, 0.8]
-
-
-def test_speech_and_export_of_another_visitor_do_not_exist(visit: Visit, app: App) -> None:
-    first, second = visit(), visit()
-    runs: list[str] = []
-    first.page.on("request", lambda request: "/voice/" in request.url and runs.append(request.url))
-    first.ask("slow private words here")
-    finished(first)
-    key = next(path.name for path in (app.data / "visitors").glob("*/*") if "private words" in _content(path))
-    for url in [runs[0], f"{app.url}gradio_api/export/{key}"]:
-        assert first.context.request.get(url).ok
-        assert second.context.request.get(url).status == 404
-    private = next((app.data / "visitors").glob(f"*/{key}/conversation.json"))
-    assert first.context.request.get(f"{app.url}gradio_api/file={private}").status == 404
-
-
-def _content(folder: Path) -> str:
-    path = folder / "conversation.json"
-    return path.read_text() if path.exists() else ""
 
 
 def test_spoken_question(app: App, playwright: Any, recording: Path) -> None:

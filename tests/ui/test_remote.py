@@ -14,7 +14,7 @@ from omni_app import engines
 from omni_app.runner import Runner
 from omni_app.settings import Settings
 from tests.ui.conftest import App
-from tests.ui.test_page import bot, finished, press, silent, status, until
+from tests.ui.steps import bot, finished, press, silent, status, until
 
 pytestmark = pytest.mark.browser
 ASSETS = Path(__file__).parents[2] / "assets"

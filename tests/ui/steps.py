@@ -1,0 +1,46 @@
+"""What a visitor of the page does and waits for, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from playwright.sync_api import expect
+
+from benchmarks.browser import Visitor
+
+ANSWERED = re.compile("real-time factor|tokens/s")
+
+
+def bot(visitor: Visitor) -> Any:
+    return visitor.page.locator("#chat [data-testid=bot]")
+
+
+def user(visitor: Visitor) -> Any:
+    return visitor.page.locator("#chat [data-testid=user]")
+
+
+def finished(visitor: Visitor, answers: int = 1, seconds: float = 20) -> None:
+    """Wait until that many answers have their figures."""
+    expect(visitor.page.locator("#chat .figures")).to_have_count(answers, timeout=seconds * 1000)
+
+
+def until(visitor: Visitor, condition: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        visitor.page.wait_for_timeout(50)
+    raise AssertionError("it did not come true within ten seconds")
+
+
+def status(visitor: Visitor) -> Any:
+    return visitor.page.locator("#voice [role=status]")
+
+
+def press(visitor: Visitor, name: str) -> None:
+    visitor.page.get_by_role("button", name=name, exact=True).first.click()
+
+
+def silent(visitor: Visitor, seconds: float = 20) -> None:
+    expect(visitor.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=seconds * 1000)
