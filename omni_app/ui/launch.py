@@ -17,12 +17,13 @@ from omni_app.access import ToolGuard
 from omni_app.engines.base import Engine
 from omni_app.media import Limits
 from omni_app.runner import Runner
-from omni_app.server.control import with_own_server
+from omni_app.server.control import ServerControl, with_own_server
 from omni_app.settings import Settings
 from omni_app.ui import export, speech
 from omni_app.ui.chat import Chat
 from omni_app.ui.dialogue import Dialogues
 from omni_app.ui.live import Replies
+from omni_app.ui.operators import Operators
 from omni_app.ui.page import STATIC, Page
 from omni_app.ui.store import VISITORS, Store
 from omni_app.ui.system import SystemPage
@@ -87,7 +88,8 @@ def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
     utterances = speech.Utterances(settings.data_dir / "utterances", limits)
     chat = Chat(Dialogues(runner, store, replies), store, replies, utterances, limits)
     demo = Page(chat, runner, ask_tool(runner, limits)).build()
-    SystemPage(runner, settings).mount(demo)
+    operators, control = Operators(settings), ServerControl(settings)
+    SystemPage(runner, settings, control, operators).mount(demo)
     routes = [
         *api.routes(runner, settings, limits),
         *speech.routes(replies, utterances, limits),

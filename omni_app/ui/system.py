@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import html
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +22,9 @@ from omni_app.server.prepare import Order
 from omni_app.server.profile import Wishes
 from omni_app.server.state import CHANGING, ServerState
 from omni_app.settings import Settings
+from omni_app.ui.operators import Operators
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-FORWARDED = ("x-forwarded-for", "x-forwarded-host", "forwarded", "cf-connecting-ip")
 LOG_LINES = 200
-WRONG_PASSWORD_S = 1.0
 CHANGING_S, WORKING_S = 1.0, 5.0
 """Seconds between two looks while the server changes, and while it works: a crash must show."""
 CONFIRM_STOP = """(password) => {
@@ -39,57 +34,12 @@ CONFIRM_STOP = """(password) => {
 SHOWN = ("engine", "server", "log", "timer", "start", "stop")
 
 
-class Operators:
-    """Who may start and stop the server: with the operator's password, or else only somebody at this machine."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._password = settings.operator.get_secret_value().encode()
-        public = settings.share or bool(os.environ.get("SPACE_ID"))
-        self._local = settings.host in LOOPBACK and not public
-
-    @property
-    def possible(self) -> bool:
-        return bool(self._password) or self._local
-
-    @property
-    def ask_for_password(self) -> bool:
-        return bool(self._password)
-
-    async def check(self, password: str, request: gr.Request) -> None:
-        """Raises BadRequest."""
-        if await self.let_in(password, request):
-            return
-        if self._password:
-            raise BadRequest("That is not the operator's password (OMNI_OPERATOR).")
-        raise BadRequest("Starting and stopping from elsewhere needs a password: set OMNI_OPERATOR.")
-
-    async def let_in(self, password: str, request: gr.Request) -> bool:
-        """The same as `may`, slow for those who guess."""
-        allowed = self.may(password, request)
-        if password and not allowed:
-            await asyncio.sleep(WRONG_PASSWORD_S)
-        return allowed
-
-    def may(self, password: str, request: gr.Request) -> bool:
-        """Whether this visitor may operate the server, and see its log and what machine this is."""
-        if self._password:
-            return hmac.compare_digest(password.encode(), self._password)
-        return self._local and _from_here(request)
-
-
-def _from_here(request: gr.Request) -> bool:
-    """Whether the page was opened at this machine's own name, and through no proxy that speaks for others."""
-    headers = {name.lower(): value for name, value in dict(request.headers).items()}
-    name = headers.get("host", "").rpartition(":")[0].strip("[]") or headers.get("host", "")
-    return name in LOOPBACK and not any(header in headers for header in FORWARDED)
-
-
 class SystemPage:
-    def __init__(self, runner: Runner, settings: Settings) -> None:
+    def __init__(self, runner: Runner, settings: Settings, control: ServerControl, operators: Operators) -> None:
         self._runner = runner
         self._settings = settings
-        self._control = ServerControl(settings)
-        self._operators = Operators(settings)
+        self._control = control
+        self._operators = operators
         self._widgets: dict[str, Any] = {}
 
     def mount(self, demo: gr.Blocks) -> None:
@@ -208,7 +158,7 @@ class SystemPage:
             await self._operators.check(password, request)
             await self._control.stop()
         except OmniError as error:
-            return _alert(error)
+            return alert(error)
         return ""
 
     async def _try(self, password: str, request: gr.Request, work: Callable[[], list[Any]]) -> list[Any]:
@@ -216,7 +166,7 @@ class SystemPage:
             await self._operators.check(password, request)
             return await anyio.to_thread.run_sync(work)
         except OmniError as error:
-            return [_alert(error), gr.skip()]
+            return [alert(error), gr.skip()]
 
     def _planned(self, order: Order) -> list[Any]:
         plan = self._control.prepare(order).plan
@@ -252,5 +202,5 @@ def findings_html(findings: list[Finding]) -> str:
     return f'<h2>This machine</h2><table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _alert(error: OmniError) -> str:
+def alert(error: OmniError) -> str:
     return f'<p role="alert">{html.escape(str(error))}</p>'

@@ -24,7 +24,8 @@ from omni_app.server import process
 from omni_app.server.log import Stage
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.settings import Settings
-from omni_app.ui.system import Operators, server_html
+from omni_app.ui.operators import Operators
+from omni_app.ui.system import server_html
 from tests.scripted import ScriptedEngine
 from tests.server import fake_vllm, model_folder
 from tests.server.fake_vllm import Script
