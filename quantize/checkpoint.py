@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,11 @@ from quantize.errors import ModelUnusable
 from quantize.schemes import OMNI_PARTS, TEXT_PARTS, Part
 
 INDEX = "model.safetensors.index.json"
+MODELOPT = "hf_quant_config.json"
+"""Where ModelOpt writes down what it did."""
 OMNI = "Qwen3OmniMoeForConditionalGeneration"
 _FLOATS = {"BF16": 2, "F16": 2, "F32": 4}
+_SNAPSHOT = re.compile(r"/models--([^/]+--[^/]+)/snapshots/[^/]+$")
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
@@ -67,8 +72,18 @@ class Checkpoint:
 
     @property
     def largest_shard(self) -> int:
-        """Bytes."""
-        return max((self.folder / file).stat().st_size for file in self.files)
+        """Bytes of the tensors in the fullest file."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.file] += tensor.size
+        return max(sizes.values())
+
+    @property
+    def name(self) -> str:
+        """What the model is called: its hub id where the folder is a snapshot in a hub's cache, else the folder's."""
+        cached = _SNAPSHOT.search(str(self.folder))
+        named = str(self.config.get("_name_or_path") or "")
+        return cached[1].replace("--", "/", 1) if cached else named or self.folder.name
 
 
 def read(folder: Path) -> Checkpoint:
@@ -86,13 +101,22 @@ def read(folder: Path) -> Checkpoint:
 def read_source(folder: Path) -> Checkpoint:
     """A model folder that can be quantized. Raises ModelUnusable where it cannot."""
     found = read(folder)
-    if "quantization_config" in found.config or (folder / "hf_quant_config.json").exists():
+    require_source(found, str(folder), (folder / MODELOPT).exists())
+    return found
+
+
+def require_source(found: Checkpoint, name: str, has_modelopt_file: bool) -> None:
+    """Raises ModelUnusable where a model cannot be quantized.
+
+    name: what the user calls it.
+    """
+    if has_modelopt_file or quantizer_sections(found.config):
         raise ModelUnusable(
-            f"{folder} is already quantized, and quantizing twice only loses quality; start from the BF16 model."
+            f"{name} is already quantized, and quantizing twice only loses quality; start from the BF16 model."
         )
     if not found.is_omni and not found.architecture.endswith("ForCausalLM"):
         raise ModelUnusable(
-            f"{folder} holds a {found.architecture}, which this tool does not know; "
+            f"{name} holds a {found.architecture}, which this tool does not know; "
             f"it takes {OMNI} and text models (…ForCausalLM)."
         )
     if odd := next((t for t in found.tensors.values() if t.dtype not in _FLOATS), None):
@@ -101,6 +125,16 @@ def read_source(folder: Path) -> Checkpoint:
         raise ModelUnusable(
             f"{fused} holds all experts in one tensor; take the published layout, which has one tensor for each expert."
         )
+
+
+def quantizer_sections(config: Mapping[str, Any], where: str = "") -> dict[str, Mapping[str, Any]]:
+    """Every quantization_config of a config.json by where it stands, the outermost first."""
+    found: dict[str, Mapping[str, Any]] = {}
+    sections = {name: value for name, value in config.items() if isinstance(value, Mapping)}
+    if (own := sections.pop("quantization_config", None)) is not None:
+        found[f"{where}quantization_config"] = own
+    for name, section in sections.items():
+        found |= quantizer_sections(section, f"{where}{name}.")
     return found
 
 

@@ -6,13 +6,15 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantize import served
 from quantize.errors import DoesNotFit
 from quantize.plan import Plan
+from quantize.served import Served
 
 GB = 1e9
 WORKER_RAM = 0.7e9
@@ -50,6 +52,22 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """What fetching a model from a hub takes."""
+
+    bytes: int
+    """Of the files that the hub's cache on this disk does not have yet."""
+    disk: int
+    """Free bytes where that cache lies."""
+    beside_output: bool
+    """Whether the result goes to the same disk."""
+
+
+NO_DOWNLOAD = Download(0, 0, False)
+"""The model is a folder here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     architecture: str
     scheme: str
@@ -58,6 +76,8 @@ class Estimate:
     bytes_after: int
     disk_bytes: int
     """Needed beside the source while the job runs."""
+    download_bytes: int
+    """To be fetched from a hub first; 0 for a folder here."""
     ram_bytes: int
     gpu_bytes: int
     """Only what capturing on a GPU would take; the schemes themselves run on the CPU."""
@@ -67,6 +87,8 @@ class Estimate:
     """Layers whose sizes the scheme cannot divide, and why; they stay BF16."""
     refusals: tuple[str, ...]
     """Why it does not fit here, each with the sum; empty: it fits."""
+    served: Served | None
+    """The result as Serve's profile reads a model; None for a text model, which that does not serve."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,8 +96,12 @@ class Estimate:
 
 def machine(output: Path) -> Machine:
     """This machine, with the disk that holds `output`."""
-    there = next(parent for parent in [output, *output.absolute().parents] if parent.exists())
-    return Machine(shutil.disk_usage(there).free, _available_ram(), os.cpu_count() or 1)
+    return Machine(shutil.disk_usage(existing(output)).free, _available_ram(), os.cpu_count() or 1)
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(parent for parent in [path, *path.absolute().parents] if parent.exists())
 
 
 def _available_ram() -> int:
@@ -88,7 +114,7 @@ def _available_ram() -> int:
     return free
 
 
-def estimate(plan: Plan, here: Machine) -> Estimate:
+def estimate(plan: Plan, here: Machine, download: Download = NO_DOWNLOAD) -> Estimate:
     parts = tuple(_parts(plan))
     after = sum(part.bytes_after for part in parts)
     ram, gpu = _memory(plan, parts)
@@ -100,12 +126,14 @@ def estimate(plan: Plan, here: Machine) -> Estimate:
         bytes_now=plan.source.size,
         bytes_after=after,
         disk_bytes=disk,
+        download_bytes=download.bytes,
         ram_bytes=ram,
         gpu_bytes=gpu,
         seconds=_seconds(plan, after, here.cores),
         parts=parts,
         left=plan.left,
-        refusals=tuple(_refusals(plan, here, disk, ram)),
+        refusals=(*_no_room(here, disk, download), *_no_memory(plan, here, ram)),
+        served=served.predict(plan),
     )
 
 
@@ -154,18 +182,27 @@ def _seconds(plan: Plan, after: int, cores: int) -> float:
     return seconds
 
 
-def _refusals(plan: Plan, here: Machine, disk: int, ram: int) -> list[str]:
-    found = []
-    if disk > here.disk:
-        found.append(
-            f"The result takes {disk / GB:.1f} GB of disk and {here.disk / GB:.1f} GB are free; "
-            f"free {(disk - here.disk) / GB:.1f} GB or name an output folder on another disk."
+def _no_room(here: Machine, disk: int, download: Download) -> Iterator[str]:
+    together = download.bytes if download.beside_output else 0
+    if disk + together > here.disk:
+        fetched = f" and its source another {together / GB:.1f} GB" if together else ""
+        yield (
+            f"The result takes {disk / GB:.1f} GB of disk{fetched} and {here.disk / GB:.1f} GB are free; "
+            f"free {(disk + together - here.disk) / GB:.1f} GB or name an output folder on another disk."
         )
-    if ram > here.ram:
-        way = (
-            "choose NVFP4A16 or FP8_DYNAMIC, which read one file at a time"
-            if plan.recipe.needs_data
-            else "use a machine with more memory, or a copy of the model in smaller files"
+    elif download.bytes > download.disk:
+        yield (
+            f"Fetching the model takes {download.bytes / GB:.1f} GB and {download.disk / GB:.1f} GB are free where the "
+            "hub's cache lies; name another disk's folder in HF_HUB_CACHE."
         )
-        found.append(f"The run takes {ram / GB:.1f} GB of RAM and {here.ram / GB:.1f} GB are available; {way}.")
-    return found
+
+
+def _no_memory(plan: Plan, here: Machine, ram: int) -> Iterator[str]:
+    if ram <= here.ram:
+        return
+    way = (
+        "choose NVFP4A16 or FP8_DYNAMIC, which read one file at a time"
+        if plan.recipe.needs_data
+        else "use a machine with more memory, or a copy of the model in smaller files"
+    )
+    yield f"The run takes {ram / GB:.1f} GB of RAM and {here.ram / GB:.1f} GB are available; {way}."
