@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
-import httpx
 
 from omni_app import wire
 from omni_app.conversation import Event, Kind, Message, Part, ReplyOptions
 from omni_app.engines.base import EngineStatus
-from omni_app.errors import BadRequest, EngineFailed, EngineUnavailable, MediaRejected, OmniError
+from omni_app.errors import BadRequest, EngineUnavailable, MediaRejected, OmniError
 from omni_app.settings import Settings
 
 NAME = "vllm-omni"
 PUBLISHED_VOICES = ("chelsie", "ethan", "aiden")
 """The speakers of the published Qwen3-Omni checkpoints, for when a server's own list cannot be read."""
 ALL_KINDS = frozenset[Kind]({"text", "image", "audio", "video"})
-CONNECT_S = 10.0
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,35 +45,31 @@ class VllmOmniEngine:
 
     def __init__(self, settings: Settings, *, tries: int = 10, pause_s: float = 1.0) -> None:
         """`tries` and `pause_s`: how often `start` asks for the server's health, and seconds between two times."""
-        self._endpoint = settings.endpoint.strip().rstrip("/").removesuffix("/v1")
-        self._shown = re.sub(r"//[^/@]*@", "//", self._endpoint)
-        self._key = settings.api_key.get_secret_value().strip()
-        self._silence_s = settings.silence_seconds
+        self._server = wire.Connection(settings, start_with="vllm serve <model> --omni --port {port}")
+        self._lend = partial(_lent, settings.local_media)
         self._tries = tries
         self._pause_s = pause_s
-        self._client: httpx.AsyncClient | None = None
         self._served: Served | None = None
-        self._trouble: str | None = "Not connected yet."
 
     async def start(self) -> None:
         try:
-            await self._wait_until_healthy()
+            await self._server.wait_until_ready("/health", tries=self._tries, pause_s=self._pause_s)
             await self._ask_what_is_served()
         except OmniError as error:
-            self._trouble = str(error)
+            self._server.trouble = str(error)
             raise
-        self._trouble = None
+        self._server.trouble = None
 
     def status(self) -> EngineStatus:
         served = self._served or Served("")
-        why = f"Answers come from {self._shown}."
+        why = f"Answers come from {self._server.shown}."
         if not served.voices_known:
             why += " Its list of voices cannot be read; the published ones are offered."
         return EngineStatus(
             name=NAME,
             model=served.model,
-            ready=self._trouble is None,
-            why=self._trouble or why,
+            ready=self._server.trouble is None,
+            why=self._server.trouble or why,
             voices=served.voices,
             modalities=served.modalities,
             speaks=served.speaks,
@@ -88,123 +79,28 @@ class VllmOmniEngine:
         """Raises EngineFailed too when no event comes for `silence_seconds`."""
         served = self._served or await self._ask_what_is_served()
         _check_voice(options, served)
-        write = partial(_written, messages, _within(served.context, options), served.model)
+        write = partial(_written, messages, _within(served.context, options), served.model, self._lend)
         content, max_tokens = await anyio.to_thread.run_sync(write)
-        async with aclosing(self._events(content, max_tokens)) as events:
-            while True:
-                try:
-                    async with asyncio.timeout(self._silence_s):
-                        event = await anext(events)
-                except StopAsyncIteration:
-                    return
-                except TimeoutError as error:
-                    raise EngineFailed(
-                        f"The model's server went silent: nothing came for {self._silence_s:g} seconds "
-                        "(silence-seconds). What was said stays; please retry."
-                    ) from error
-                yield event
+        try:
+            async with aclosing(self._server.reply(content, max_tokens)) as events:
+                async for event in events:
+                    yield event
+        except wire.NotServed as error:
+            # Another model may have taken the address since; the next reply asks again.
+            self._served = None
+            raise EngineUnavailable(f"{error} It was asked for the model {served.model}. Please retry.") from error
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        self._trouble = "Closed."
-        if client is not None:
-            await client.aclose()
-
-    async def _events(self, content: bytes, max_tokens: int | None) -> AsyncGenerator[Event, None]:
-        decoder = wire.ReplyDecoder(max_tokens)
-        try:
-            async with self._http().stream("POST", "/v1/chat/completions", content=content) as response:
-                if response.status_code != 200:
-                    raise self._refused(response.status_code, await response.aread())
-                self._trouble = None
-                if response.headers.get("content-type", "").startswith("application/json"):
-                    for event in wire.decode_body(_json(await response.aread()), max_tokens):
-                        yield event
-                    return
-                async for data in response.aiter_bytes():
-                    for event in decoder.feed(data):
-                        yield event
-                    if decoder.done:
-                        return
-        except (httpx.ReadError, httpx.RemoteProtocolError):
-            pass  # the connection broke; the decoder knows whether the answer was over
-        except httpx.RequestError as error:
-            raise self._unreachable(error) from error
-        for event in decoder.close():
-            yield event
-
-    async def _wait_until_healthy(self) -> None:
-        trouble: OmniError = EngineUnavailable(f"No server was looked for at {self._shown}.")
-        for attempt in range(self._tries):
-            if attempt:
-                await asyncio.sleep(self._pause_s)
-            try:
-                response = await self._http().get("/health", timeout=CONNECT_S)
-            except httpx.RequestError as error:
-                trouble = self._unreachable(error)
-                continue
-            if response.status_code == 200:
-                return
-            trouble = self._refused(response.status_code, response.content)
-            if response.status_code != 503:
-                break
-        raise EngineUnavailable(str(trouble))
+        await self._server.close()
 
     async def _ask_what_is_served(self) -> Served:
-        try:
-            response = await self._http().get("/v1/models", timeout=CONNECT_S)
-        except httpx.RequestError as error:
-            raise self._unreachable(error) from error
-        if response.status_code != 200:
-            raise self._refused(response.status_code, response.content)
-        listed = _json(response.content)
+        listed = await self._server.json("/v1/models")
         entries = listed.get("data") if isinstance(listed, Mapping) else None
         entry = entries[0] if isinstance(entries, list) and entries else None
         if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), str):
-            raise EngineUnavailable(f"The server at {self._shown} lists no model; it is not a vllm-omni server.")
+            raise EngineUnavailable(f"The server at {self._server.shown} lists no model; it is not a vllm-omni server.")
         self._served = await anyio.to_thread.run_sync(_served, entry)
         return self._served
-
-    def _http(self) -> httpx.AsyncClient:
-        """Made on first use, on the loop that then owns it. Raises EngineUnavailable when the address is none."""
-        if self._client is None:
-            base = _url(self._endpoint)
-            headers = {b"content-type": b"application/json"}
-            headers |= {b"authorization": f"Bearer {self._key}".encode()} if self._key else {}
-            # The wait for an event has a clock of its own, which a keep-alive comment does not reset.
-            timeout = httpx.Timeout(None, connect=CONNECT_S, write=self._silence_s)
-            # A proxy of the environment must not stand between us and our own machine.
-            proxies = base.host not in LOOPBACK
-            self._client = httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, trust_env=proxies)
-        return self._client
-
-    def _refused(self, status: int, body: bytes) -> OmniError:
-        error = wire.error_from(status, body, server=f"The server at {self._shown}")
-        if isinstance(error, EngineUnavailable):
-            self._trouble = str(error)
-        if status == 404 and self._served is not None:
-            # Another model may have taken the address since; the next reply asks again.
-            model, self._served = self._served.model, None
-            return EngineUnavailable(f"{error} It was asked for the model {model}. Please retry.")
-        return error
-
-    def _unreachable(self, error: httpx.RequestError) -> EngineUnavailable:
-        what = "does not answer in time" if isinstance(error, httpx.TimeoutException) else "cannot be reached"
-        self._trouble = (
-            f"The model's server at {self._shown} {what}. Start it there with `vllm serve <model> --omni --port "
-            f"{self._http().base_url.port or 80}`, or set OMNI_ENDPOINT to where it runs."
-        )
-        return EngineUnavailable(self._trouble)
-
-
-def _url(endpoint: str) -> httpx.URL:
-    try:
-        url = httpx.URL(endpoint)
-    except httpx.InvalidURL as error:
-        raise EngineUnavailable(f"OMNI_ENDPOINT is not an address: {error}.") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise EngineUnavailable("OMNI_ENDPOINT must be an address like http://host:8091.")
-    return url
 
 
 def _check_voice(options: ReplyOptions, served: Served) -> None:
@@ -219,10 +115,21 @@ def _within(context: int | None, options: ReplyOptions) -> ReplyOptions:
     return options if context is None else replace(options, max_tokens=min(asked, context))
 
 
-def _written(messages: Sequence[Message], options: ReplyOptions, model: str) -> tuple[bytes, int | None]:
+def _written(
+    messages: Sequence[Message], options: ReplyOptions, model: str, lend: Callable[[Part], str | None]
+) -> tuple[bytes, int | None]:
     """The request body and its token limit. Reads media files: not for the event loop."""
-    body = wire.build_request(messages, options, model=model, read=_content)
+    body = wire.build_request(messages, options, model=model, read=_content, lend=lend)
     return json.dumps(body).encode("ascii"), wire.token_limit(body)
+
+
+def _lent(folder: Path | None, part: Part) -> str | None:
+    """The `file://` address of a part that the server may read itself. Links are followed first, as the server does
+    (`MediaConnector._load_file_url` in vLLM), so that nothing outside the folder is named."""
+    if folder is None or part.path is None:
+        return None
+    path = part.path.resolve()
+    return path.as_uri() if path.is_relative_to(folder.expanduser().resolve()) and path.is_file() else None
 
 
 def _content(part: Part) -> bytes:
@@ -258,10 +165,3 @@ def _voices_in(folder: str) -> tuple[str, ...] | None:
         return tuple(config["talker_config"]["speaker_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _json(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise EngineFailed("The model's server sent an answer that is not JSON.") from error

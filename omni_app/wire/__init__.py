@@ -17,6 +17,7 @@ One addition of ours: what the engine understood of the user's sound goes out as
 whose delta is empty (streaming), or on the body (not streaming). Clients that do not know it see an empty delta.
 """
 
+from omni_app.wire.connection import Connection, NotServed
 from omni_app.wire.decode import ReplyDecoder, decode_body
 from omni_app.wire.encode import DONE, ReplyEncoder, completion_body
 from omni_app.wire.faults import error_body, error_from, error_in_stream
@@ -27,8 +28,10 @@ __all__ = [
     "DEFAULT_MAX_TOKENS",
     "DONE",
     "ChatRequest",
+    "Connection",
     "MediaRef",
     "MessageSpec",
+    "NotServed",
     "ReplyDecoder",
     "ReplyEncoder",
     "build_request",

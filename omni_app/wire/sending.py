@@ -31,17 +31,25 @@ URL_PARTS = {"image": "image_url", "audio": "audio_url", "video": "video_url"}
 MIMES = {"image": "image/jpeg", "audio": "audio/wav", "video": "video/mp4"}
 
 Read = Callable[[Part], bytes]
+Lend = Callable[[Part], str | None]
 
 
-def build_request(messages: Sequence[Message], options: ReplyOptions, *, model: str, read: Read) -> dict[str, object]:
-    """The body of a streaming request. `read` gives the bytes of a media part and may raise MediaRejected.
+def _lend_nothing(_: Part) -> None:
+    return None
+
+
+def build_request(
+    messages: Sequence[Message], options: ReplyOptions, *, model: str, read: Read, lend: Lend = _lend_nothing
+) -> dict[str, object]:
+    """The body of a streaming request. `read` gives the bytes of a media part and may raise MediaRejected; `lend` gives
+    the address of one that the server reads itself, or None.
 
     The token limit is always written out, because the server hides that it cut an answer: see `token_limit`.
     """
     body: dict[str, object] = {
         **options.extra,
         "model": model,
-        "messages": [_message(one, read) for one in messages if one.parts],
+        "messages": [_message(one, read, lend) for one in messages if one.parts],
         "stream": True,
         "stream_options": {"include_usage": True},
         "modalities": ["text", "audio"] if options.speech else ["text"],
@@ -74,18 +82,19 @@ def data_url(mime: str, content: bytes) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _message(message: Message, read: Read) -> dict[str, object]:
+def _message(message: Message, read: Read, lend: Lend) -> dict[str, object]:
     # Media in an assistant's turn is its own speech, kept for replay; the model reads its earlier turns as text.
     if message.role != "user" or not message.media:
         return {"role": message.role, "content": message.text}
-    return {"role": message.role, "content": [_part(part, read) for part in message.parts]}
+    return {"role": message.role, "content": [_part(part, read, lend) for part in message.parts]}
 
 
-def _part(part: Part, read: Read) -> dict[str, object]:
+def _part(part: Part, read: Read, lend: Lend) -> dict[str, object]:
     if part.kind == "text":
         return {"type": "text", "text": part.text}
     field = URL_PARTS[part.kind]
-    return {"type": field, field: {"url": data_url(part.mime or MIMES[part.kind], read(part))}}
+    url = lend(part) or data_url(part.mime or MIMES[part.kind], read(part))
+    return {"type": field, field: {"url": url}}
 
 
 def _thinker_sampling(options: ReplyOptions) -> dict[str, object]:
