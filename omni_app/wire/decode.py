@@ -1,4 +1,8 @@
-"""The dialect's chunks, read back into our events; made to meet streams that are torn, cut short or wrong."""
+"""A server's chunks, read back into our events; made to meet streams that are torn, cut short or wrong.
+
+Besides vllm-omni's dialect this reads OpenAI's own, in which speech is `delta.audio` (`data`, and what it says as
+`transcript`), as api.openai.com, SGLang-Omni and TensorRT Edge-LLM send it; no chunk is of both kinds.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +84,11 @@ class ReplyDecoder:
             yield from self._delta(choice, chunk.get("modality"))
 
     def _delta(self, choice: Mapping[str, object], modality: object) -> Iterator[Event]:
-        content = _mapping(choice.get("delta")).get("content")
+        delta = _mapping(choice.get("delta"))
+        if audio := _mapping(delta.get("audio")):
+            self._begun = True
+            yield from _spoken(audio, with_text=not delta.get("content"))
+        content = delta.get("content")
         if not content:
             return
         if not isinstance(content, str):
@@ -121,16 +129,29 @@ def decode_body(body: object, max_tokens: int | None = None) -> list[Event]:
     if not choices:
         raise EngineFailed("The model's server sent an answer in a form that this app does not know.")
     events: list[Event] = [Heard(heard)] if isinstance(heard := whole.get("heard"), str) else []
-    for choice in choices:
-        content = _mapping(choice.get("message")).get("content")
-        events += [TextDelta(_clean(content))] if isinstance(content, str) and content else []
-    for choice in choices:
-        data = _mapping(_mapping(choice.get("message")).get("audio")).get("data")
-        events += decode_sound(data, _mapping(choice.get("audio_metadata"))) if isinstance(data, str) else []
+    messages = [_mapping(choice.get("message")) for choice in choices]
+    written = [content for message in messages if isinstance(content := message.get("content"), str) and content]
+    events += [TextDelta(_clean(content)) for content in written]
+    for choice, message in zip(choices, messages, strict=True):
+        audio = _mapping(message.get("audio"))
+        events += _spoken(audio, with_text=not written, metadata=_mapping(choice.get("audio_metadata")))
     usage = _mapping(whole.get("usage"))
     stats = ReplyStats(_count(usage, "prompt_tokens"), _count(usage, "completion_tokens"), _stages(whole))
     reasons = [_text_or_none(choice.get("finish_reason")) for choice in choices]
     return [*events, *_ending(stats, "length" if "length" in reasons else reasons[0], max_tokens)]
+
+
+def _spoken(
+    audio: Mapping[str, object], *, with_text: bool, metadata: Mapping[str, object] | None = None
+) -> Iterator[Event]:
+    """OpenAI's `audio` object. `with_text`: its transcript is the text of the answer, which nothing else tells.
+    TensorRT Edge-LLM adds `format` and `sample_rate`; without one the sound is 24 kHz, as OpenAI's pcm16 is."""
+    transcript, data = audio.get("transcript"), audio.get("data")
+    if with_text and isinstance(transcript, str) and transcript:
+        yield TextDelta(_clean(transcript))
+    if isinstance(data, str):
+        given = {"format": audio.get("format"), "sample_rate_hz": audio.get("sample_rate")}
+        yield from decode_sound(data, metadata or given)
 
 
 def decode_sound(content: str, metadata: Mapping[str, object]) -> list[AudioDelta]:
