@@ -1,0 +1,155 @@
+"""Quantization jobs as their folders tell of them (layout: quantize/job.py), for a page that looks every second."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+BEGIN_SECONDS = 30.0
+"""A queued job that no process has taken up for so long has been forgotten."""
+LOG_BYTES = 20_000
+
+Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+LIVE: tuple[Status, ...] = ("queued", "running")
+
+
+class Told(BaseModel):
+    """Something that the quantizer told; what it tells besides is left aside."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Recipe(Told):
+    scheme: str
+    algorithm: str
+    parts: tuple[str, ...] = ()
+    samples: int = 32
+    group: int = 0
+    """Group width of W4A16; 0: its own."""
+
+
+class State(Told):
+    status: Status
+    message: str = ""
+    created: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+
+
+class Step(Told):
+    """One line of a job's progress."""
+
+    stage: str
+    done: int
+    total: int
+    layer: str = ""
+    seconds_left: float | None = None
+    ram_bytes: int = 0
+    time: float = 0.0
+
+
+class Request(Told):
+    source: str
+    output: str
+    recipe: Recipe
+    calibration: str = ""
+
+
+class Check(Told):
+    name: str
+    passed: bool
+    detail: str
+
+
+class LayerError(Told):
+    layer: str
+    kind: str
+    relative: float | None
+
+
+class Report(Told):
+    passed: bool
+    checks: tuple[Check, ...]
+    worst: tuple[LayerError, ...] = ()
+    mean_error: dict[str, float | None] = Field(default_factory=dict)
+    quality: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def request(self) -> Request:
+        return Request.model_validate_json((self.folder / "request.json").read_text())
+
+    @property
+    def state(self) -> State:
+        """How the job really stands: one whose process died is interrupted, whatever its file says."""
+        found = State.model_validate_json((self.folder / "state.json").read_text())
+        if found.status not in LIVE or self._attended:
+            return found
+        if found.status == "queued" and time.time() - found.created < BEGIN_SECONDS:
+            return found
+        last = next(reversed(self.steps(found.created)), None)
+        where = f" at {last.stage}, {last.done} of {last.total}" if last else ""
+        message = f"The job stopped{where}: its process ended, or the machine did. Start it again to go on."
+        return found.model_copy(update={"status": "interrupted", "message": message})
+
+    @property
+    def _attended(self) -> bool:
+        """Whether a living process holds the job's lock."""
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def steps(self, since: float = 0.0) -> list[Step]:
+        """Steps that were made after `since`, in seconds since the epoch; oldest first."""
+        lines = _text(self.folder / "progress.jsonl").splitlines()
+        found = [Step.model_validate_json(line) for line in lines if line.endswith("}")]
+        return [step for step in found if step.time >= since]
+
+    def log(self) -> str:
+        """The last lines."""
+        path = self.folder / "log.txt"
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - LOG_BYTES, 0))
+            tail = file.read().decode(errors="replace")
+        return tail if len(tail) < LOG_BYTES else tail.partition("\n")[2]
+
+    @property
+    def report(self) -> Report | None:
+        """The verification; None before it is written, and while it is."""
+        try:
+            return Report.model_validate_json((self.folder / "verification.json").read_text())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def file(self, name: str) -> Path | None:
+        """A file of the job, where there is one."""
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    @property
+    def card(self) -> str:
+        """The model card of a finished result, in Markdown; empty where there is none."""
+        text = _text(Path(self.request.output) / "README.md")
+        return text.split("\n---\n", 1)[-1].strip() if text.startswith("---\n") else text
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
