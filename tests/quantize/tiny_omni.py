@@ -143,7 +143,7 @@ def redraw(model: Any) -> None:
                     weight.normal_(0, (2.0 / (weight.shape[1] * weight.shape[2])) ** 0.5)
             elif weight.dim() >= 2 and "embed" not in name:
                 weight.normal_(0, (weight.shape[-1] if weight.dim() < 4 else weight[0].numel()) ** -0.5)
-        model.thinker.model.embed_tokens.weight.normal_(0, 1.0)
+        model.thinker.get_input_embeddings().weight.normal_(0, 1.0)
         model.code2wav.code_embedding.weight.normal_(0, 1.0)
 
 
