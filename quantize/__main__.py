@@ -1,4 +1,4 @@
-"""`python -m quantize estimate | run | start | cancel | jobs | verify | card | schemes`.
+"""`python -m quantize estimate | run | start | cancel | jobs | verify | card | push | schemes`.
 
 Machine-readable lines on stdout, words on stderr.
 """
@@ -13,7 +13,7 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from quantize import checkpoint, environment, estimate, folder, job, plan, supervisor
+from quantize import environment, estimate, folder, hub, job, plan, push, supervisor
 from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
 from quantize.job import LIVE, Job, Request, Status
 from quantize.schemes import ALGORITHMS, RECIPES, SCHEMES, Recipe
@@ -37,11 +37,11 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m quantize", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sizing = commands.add_parser("estimate", help="sizes, memory and time, from the files' headers")
-    sizing.add_argument("source", type=Path)
+    sizing.add_argument("source", help="a model folder, or a hub id (owner/name or owner/name@revision)")
     running = commands.add_parser("run", help="quantize, verify, publish")
     starting = commands.add_parser("start", help="the same in the background; prints the job")
     for command in (running, starting):
-        command.add_argument("source", nargs="?", help="a model folder")
+        command.add_argument("source", nargs="?", help="a model folder, or a hub id")
         command.add_argument("output", nargs="?", type=Path)
         command.add_argument("--jobs", type=Path, default=_JOBS, help="where job folders are kept")
         command.add_argument("--job", type=Path, help="take up an existing job instead")
@@ -55,6 +55,12 @@ def _arguments() -> argparse.ArgumentParser:
     verifying.add_argument("--source", type=Path, help="the model it was made from")
     printing = commands.add_parser("card", help="print the model card of a finished job")
     printing.add_argument("folder", type=Path)
+    pushing = commands.add_parser("push", help="upload a finished folder to a hub, with your own login")
+    pushing.add_argument("folder", type=Path)
+    pushing.add_argument("repo", help="owner/name")
+    pushing.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
+    pushing.add_argument("--dry-run", action="store_true", help="print exactly what would be uploaded; send nothing")
+    pushing.add_argument("--visitor", action="store_true", help=f"use the token in {push.VISITOR_TOKEN} and no other")
     listing = commands.add_parser("jobs", help="list the jobs, newest first")
     listing.add_argument("--jobs", type=Path, default=_JOBS)
     commands.add_parser("schemes", help="what there is to choose from, and whether the worker's environment is built")
@@ -78,8 +84,10 @@ def _recipe(found: argparse.Namespace) -> Recipe:
 
 
 def _estimate(found: argparse.Namespace) -> int:
-    made = plan.make(checkpoint.read_source(found.source), _recipe(found))
-    print(json.dumps(estimate.estimate(made, estimate.machine(found.source)).as_dict()))
+    out = Path.cwd() if hub.is_id(found.source) else Path(found.source)
+    model, download = hub.resolve(found.source, out)
+    made = plan.make(model, _recipe(found))
+    print(json.dumps(estimate.estimate(made, estimate.machine(out), download).as_dict()))
     return 0
 
 
@@ -127,12 +135,14 @@ def _create(found: argparse.Namespace) -> Job:
     """A job that could begin now. What cannot work is refused here rather than after a wait in the queue."""
     if not found.source or not found.output:
         raise BadRequest(f"Name the model folder and the output folder: python -m quantize {found.command} SOURCE OUT.")
-    source, out = Path(found.source).absolute(), found.output.absolute()
-    made = plan.make(checkpoint.read_source(source), _recipe(found))
-    folder.require_free(source, out)
+    source = found.source if hub.is_id(found.source) else str(Path(found.source).absolute())
+    out = found.output.absolute()
+    model, download = hub.resolve(source, out)
+    made = plan.make(model, _recipe(found))
+    folder.require_free(Path(source), out)
     if not any(one.state.status in LIVE for one in job.find(found.jobs)):  # who is ahead holds memory that comes back
-        estimate.require(estimate.estimate(made, estimate.machine(out)))
-    return job.create(found.jobs, Request(str(source), str(out), made.recipe, _calibration(found.calibration)))
+        estimate.require(estimate.estimate(made, estimate.machine(out), download))
+    return job.create(found.jobs, Request(source, str(out), made.recipe, _calibration(found.calibration)))
 
 
 def _calibration(named: str) -> str:
@@ -169,6 +179,17 @@ def _card(found: argparse.Namespace) -> int:
     return 0
 
 
+def _push(found: argparse.Namespace) -> int:
+    if found.dry_run:
+        upload = push.listing(found.folder, found.repo, not found.public)
+        print(json.dumps(upload.as_dict()))
+        print(upload.table(), file=sys.stderr)
+        return 0
+    token = push.own_token(found.visitor)
+    print(json.dumps({"url": push.push(found.folder, found.repo, token, not found.public)}))
+    return 0
+
+
 def _jobs(found: argparse.Namespace) -> int:
     for one in job.find(found.jobs):
         _tell(one)
@@ -185,7 +206,7 @@ def _schemes(found: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "estimate": _estimate, "run": _run, "start": _start, "cancel": _cancel, "jobs": _jobs, "verify": _verify,
-    "card": _card, "schemes": _schemes,
+    "card": _card, "push": _push, "schemes": _schemes,
 }  # fmt: skip
 
 
