@@ -13,9 +13,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OMNI_", cli_kebab_case=True, cli_implicit_flags=True, extra="ignore")
 
-    engine: str = Field("auto", description="Which engine answers: auto, builtin, vllm-omni.")
-    endpoint: str = Field("", description="Address of a running vllm-omni server, for example http://host:8091.")
+    engine: str = Field("auto", description="Which engine answers: auto, builtin, vllm-omni, openai-compatible.")
+    endpoint: str = Field("", description="Address of a running model server, for example http://host:8091.")
+    endpoint_model: str = Field("", description="Which of that server's models answers; empty takes the first listed.")
     api_key: SecretStr = Field(SecretStr(""), description="Key sent to that server as a bearer token.")
+    local_media: Path | None = Field(
+        None,
+        description="Folder whose files that server may read itself (its --allowed-local-media-path), on a disk that "
+        "it shares with this app; media elsewhere are sent whole.",
+    )
     silence_seconds: float = Field(
         60, gt=0, description="How long that server may send nothing in the middle of an answer, in seconds."
     )
@@ -62,6 +68,21 @@ class Settings(BaseSettings):
     max_video_seconds: int = Field(300, ge=1, description="Longest clip, in seconds.")
     max_media_parts: int = Field(8, ge=1, description="Most files in one message.")
     max_replies: int = Field(16, ge=1, description="Most answers made at one time; more are refused with a clear word.")
+
+    max_waiting: int = Field(64, ge=1, description="Most events of the page that may wait; more are told to come back.")
+    visitor_replies: int = Field(
+        0, ge=0, description="Most answers made for one visitor at one time; 0 for no limit, on a Space 2."
+    )
+    visitor_per_minute: int = Field(
+        0, ge=0, description="Most questions of one visitor in a minute; 0 for no limit, on a Space 20."
+    )
+    proxies: int = Field(
+        0, ge=0, description="Reverse proxies in front whose X-Forwarded-For tells a visitor's address; on a Space 1."
+    )
+    idle_minutes: float = Field(
+        0, ge=0, description="Let go of the engine's memory after so many minutes without a question; the next one "
+        "loads it again. 0 for never, on a Space 30."
+    )  # fmt: skip
 
     @field_validator("auth")
     @classmethod

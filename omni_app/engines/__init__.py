@@ -16,6 +16,18 @@ def _vllm_omni(settings: Settings) -> Engine:
     return VllmOmniEngine(settings)
 
 
+def _openai_compatible(settings: Settings) -> Engine:
+    from omni_app.engines.openai_compatible import OpenAICompatibleEngine
+
+    return OpenAICompatibleEngine(settings)
+
+
+def _endpoint(settings: Settings) -> Engine:
+    from omni_app.engines.endpoint import EndpointEngine
+
+    return EndpointEngine(settings)
+
+
 SPECS: dict[str, EngineSpec] = {
     spec.name: spec
     for spec in (
@@ -26,6 +38,12 @@ SPECS: dict[str, EngineSpec] = {
             _vllm_omni,
         ),
         EngineSpec(
+            "openai-compatible",
+            "any other OpenAI-style server: SGLang-Omni, TensorRT Edge-LLM, vLLM, OpenAI",
+            "the address of that server in OMNI_ENDPOINT",
+            _openai_compatible,
+        ),
+        EngineSpec(
             "builtin",
             "small models for each sense, on this machine's processor",
             "nothing but a few hundred megabytes of disk and memory",
@@ -34,13 +52,17 @@ SPECS: dict[str, EngineSpec] = {
     )
 }
 
+ENDPOINT = EngineSpec(
+    "endpoint", "whatever server is named, after asking it what it is", "its address in OMNI_ENDPOINT", _endpoint
+)
+
 
 def choose(settings: Settings) -> tuple[EngineSpec, str]:
     """The engine to use, and one sentence that says why. Raises BadRequest for a name that is not known."""
     if settings.engine != "auto":
         return _named(settings.engine), f"OMNI_ENGINE asks for {settings.engine}."
     if settings.endpoint:
-        return SPECS["vllm-omni"], "OMNI_ENDPOINT names a server."
+        return ENDPOINT, "OMNI_ENDPOINT names a server."
     return SPECS["builtin"], "No server is named (OMNI_ENDPOINT), so small models on this machine answer."
 
 

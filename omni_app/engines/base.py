@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from omni_app.conversation import Event, Kind, Message, ReplyOptions
+from omni_app.conversation import Event, Kind, Message, Part, ReplyOptions
+from omni_app.errors import BadRequest
 from omni_app.settings import Settings
+
+KIND_NAMES: dict[Kind, str] = {"text": "text", "image": "pictures", "audio": "sound", "video": "clips"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,20 @@ class EngineSpec:
     summary: str
     needs: str
     create: Callable[[Settings], Engine]
+
+
+def check_kinds(parts: Iterable[Part], modalities: Collection[Kind]) -> None:
+    """Raises BadRequest for a part of a kind that an engine with these `modalities` does not take."""
+    for part in parts:
+        if part.kind not in modalities:
+            name = f" ({part.name})" if part.name else ""
+            raise BadRequest(
+                f"The model that answers now does not take {KIND_NAMES[part.kind]}{name}, only "
+                f"{named_kinds(modalities)}. Send the message without that file, or choose another engine."
+            )
+
+
+def named_kinds(modalities: Collection[Kind]) -> str:
+    """The kinds as a list for people, for example `text, pictures and sound`."""
+    *first, last = [name for kind, name in KIND_NAMES.items() if kind in modalities] or ["nothing"]
+    return f"{', '.join(first)} and {last}" if first else last

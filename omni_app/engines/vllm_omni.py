@@ -14,7 +14,7 @@ import anyio.to_thread
 from omni_app import wire
 from omni_app.conversation import Event, Kind, Message, Part, ReplyOptions
 from omni_app.engines.base import EngineStatus
-from omni_app.errors import BadRequest, EngineUnavailable, MediaRejected, OmniError
+from omni_app.errors import BadRequest, EngineUnavailable, OmniError
 from omni_app.settings import Settings
 
 NAME = "vllm-omni"
@@ -119,7 +119,7 @@ def _written(
     messages: Sequence[Message], options: ReplyOptions, model: str, lend: Callable[[Part], str | None]
 ) -> tuple[bytes, int | None]:
     """The request body and its token limit. Reads media files: not for the event loop."""
-    body = wire.build_request(messages, options, model=model, read=_content, lend=lend)
+    body = wire.build_request(messages, options, model=model, read=wire.content_of, lend=lend)
     return json.dumps(body).encode("ascii"), wire.token_limit(body)
 
 
@@ -130,14 +130,6 @@ def _lent(folder: Path | None, part: Part) -> str | None:
         return None
     path = part.path.resolve()
     return path.as_uri() if path.is_relative_to(folder.expanduser().resolve()) and path.is_file() else None
-
-
-def _content(part: Part) -> bytes:
-    try:
-        return (part.path or Path()).read_bytes()
-    except OSError as error:
-        name = part.name or part.kind
-        raise MediaRejected(f"{name} cannot be read any more on this machine. Please attach it again.") from error
 
 
 def _served(entry: Mapping[str, object]) -> Served:

@@ -22,7 +22,7 @@ from omni_app.wire.decode import ReplyDecoder, decode_body
 from omni_app.wire.encode import DONE, ReplyEncoder, completion_body
 from omni_app.wire.faults import error_body, error_from, error_in_stream
 from omni_app.wire.request import ChatRequest, MediaRef, MessageSpec, parse_request
-from omni_app.wire.sending import DEFAULT_MAX_TOKENS, build_request, data_url, token_limit
+from omni_app.wire.sending import DEFAULT_MAX_TOKENS, build_request, content_of, data_url, token_limit
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
@@ -36,6 +36,7 @@ __all__ = [
     "ReplyEncoder",
     "build_request",
     "completion_body",
+    "content_of",
     "data_url",
     "decode_body",
     "error_body",

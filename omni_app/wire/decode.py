@@ -101,7 +101,7 @@ class ReplyDecoder:
 
     def _count(self, chunk: Mapping[str, object]) -> None:
         usage = _mapping(chunk.get("usage"))
-        prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        prompt, completion = _count(usage, "prompt_tokens"), _written(usage)
         if chunk.get("modality") == "audio":
             # Speech chunks count the prompt alone, and 0 before the server knows even that.
             self._prompt_tokens = prompt or self._prompt_tokens
@@ -136,7 +136,7 @@ def decode_body(body: object, max_tokens: int | None = None) -> list[Event]:
         audio = _mapping(message.get("audio"))
         events += _spoken(audio, with_text=not written, metadata=_mapping(choice.get("audio_metadata")))
     usage = _mapping(whole.get("usage"))
-    stats = ReplyStats(_count(usage, "prompt_tokens"), _count(usage, "completion_tokens"), _stages(whole))
+    stats = ReplyStats(_count(usage, "prompt_tokens"), _written(usage), _stages(whole))
     reasons = [_text_or_none(choice.get("finish_reason")) for choice in choices]
     return [*events, *_ending(stats, "length" if "length" in reasons else reasons[0], max_tokens)]
 
@@ -222,6 +222,13 @@ def _parsed(data: str) -> Mapping[str, object]:
 def _stages(chunk: Mapping[str, object]) -> Mapping[str, object]:
     metrics = _mapping(chunk.get("metrics"))
     return _mapping(metrics.get("stage_metrics")) or metrics
+
+
+def _written(usage: Mapping[str, object]) -> int | None:
+    """The tokens of the text: OpenAI counts those of the speech too, and says how many they are."""
+    spoken = _count(_mapping(usage.get("completion_tokens_details")), "audio_tokens") or 0
+    whole = _count(usage, "completion_tokens")
+    return whole if whole is None else max(0, whole - spoken)
 
 
 def _count(usage: Mapping[str, object], key: str) -> int | None:

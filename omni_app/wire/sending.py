@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from omni_app.conversation import Message, Part, ReplyOptions
+from omni_app.errors import MediaRejected
 
 # The stages' defaults of vllm-omni 0.30's deploy/qwen3_omni_moe.yaml. An entry of `sampling_params_list` replaces them
 # whole: an entry without max_tokens would stop after 16 tokens, and a talker without its seed now and then drifts into
@@ -76,6 +78,15 @@ def every_clip_has_sound(messages: Sequence[Message]) -> bool:
     """Whether the server may be asked to listen to the clips: it fails on a request with one silent clip among them."""
     clips = [part for message in messages for part in message.media if part.kind == "video"]
     return bool(clips) and all(clip.has_sound for clip in clips)
+
+
+def content_of(part: Part) -> bytes:
+    """The bytes of a media part, for `read`. Raises MediaRejected when its file is gone."""
+    try:
+        return (part.path or Path()).read_bytes()
+    except OSError as error:
+        name = part.name or part.kind
+        raise MediaRejected(f"{name} cannot be read any more on this machine. Please attach it again.") from error
 
 
 def data_url(mime: str, content: bytes) -> str:

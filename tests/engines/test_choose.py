@@ -11,14 +11,15 @@ from omni_app.settings import Settings
     ("engine", "endpoint", "chosen", "why"),
     [
         ("auto", "", "builtin", "No server is named"),
-        ("auto", "http://gpu:8091", "vllm-omni", "OMNI_ENDPOINT names a server"),
+        ("auto", "http://gpu:8091", "endpoint", "OMNI_ENDPOINT names a server"),
         ("builtin", "http://gpu:8091", "builtin", "OMNI_ENGINE asks for builtin"),
         ("vllm-omni", "http://gpu:8091", "vllm-omni", "OMNI_ENGINE asks for vllm-omni"),
+        ("openai-compatible", "http://gpu:8000", "openai-compatible", "OMNI_ENGINE asks for openai-compatible"),
     ],
 )
 def test_the_choice_and_its_reason(engine: str, endpoint: str, chosen: str, why: str) -> None:
     spec, reason = choose(Settings(engine=engine, endpoint=endpoint))
-    assert spec is SPECS[chosen]
+    assert spec.name == chosen
     assert why in reason
 
 
@@ -28,7 +29,7 @@ def test_a_password_in_the_address_is_not_shown() -> None:
 
 
 def test_an_unknown_engine_lists_the_known_ones() -> None:
-    with pytest.raises(BadRequest, match="auto, builtin, vllm-omni"):
+    with pytest.raises(BadRequest, match="auto, builtin, openai-compatible, vllm-omni"):
         choose(Settings(engine="skynet"))
 
 
