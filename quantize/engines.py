@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.checkpoint import Checkpoint
 from quantize.samples import Sample
+from quantize.speech import Spoken
 
 if TYPE_CHECKING:
     import torch
@@ -18,28 +19,32 @@ _TEXT_TOKENS, _FRAMES = 32, 16
 _READ_TOKENS = 2048
 
 
-def load(source: Checkpoint) -> torch.nn.Module:
-    """The model in BF16, on a CUDA device where it fits."""
+def load(source: Checkpoint, exact: bool = False) -> torch.nn.Module:
+    """The model in BF16, or in FP32 if `exact`; on a CUDA device where it fits."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3OmniMoeForConditionalGeneration
 
     kind = Qwen3OmniMoeForConditionalGeneration if source.is_omni else AutoModelForCausalLM
-    model = kind.from_pretrained(source.folder, dtype=torch.bfloat16, device_map=_device(source)).eval()
+    dtype, size = (torch.float32, 2 * source.size) if exact else (torch.bfloat16, source.size)
+    model = kind.from_pretrained(source.folder, dtype=dtype, device_map=_device(size)).eval()
     loaded: torch.nn.Module = model
     return loaded
 
 
-def _device(source: Checkpoint) -> str:
+def _device(size: int) -> str:
     import torch
 
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > source.size * 1.1
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > size * 1.1
     return "cuda" if fits else "cpu"
+
+
+def text_part(model: Any, source: Checkpoint) -> Any:
+    """The part that reads text and predicts the next token of it."""
+    return model.thinker if source.is_omni else model
 
 
 def inputs(source: Checkpoint, sample: Sample, tools: Any) -> dict[str, torch.Tensor]:
     """What the model is given for a sample. tools: of `tools_of`."""
-    import torch
-
     if not source.is_omni:
         return dict(tools(sample.text, return_tensors="pt", truncation=True, max_length=_READ_TOKENS))
     content = [{"type": "image"}] * (sample.image is not None) + [{"type": "audio"}] * (sample.sound is not None)
@@ -51,7 +56,7 @@ def inputs(source: Checkpoint, sample: Sample, tools: Any) -> dict[str, torch.Te
         audio=[sample.sound] if sample.sound is not None else None,
         return_tensors="pt",
     )
-    return {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in found.items()}
+    return dict(found)
 
 
 def tools_of(source: Checkpoint) -> Any:
@@ -80,16 +85,20 @@ def tools_of(source: Checkpoint) -> Any:
     )
 
 
-def answer(model: Any, source: Checkpoint, given: dict[str, torch.Tensor], tools: Any, speak: bool) -> None:
-    """Let the model work on one sample: read it (text models), or answer it, aloud if `speak`."""
+def answer(
+    model: Any, source: Checkpoint, given: dict[str, torch.Tensor], tools: Any, speak: bool, frames: int = _FRAMES
+) -> Any:
+    """Let the model work on one sample: read it (text models), or answer it, aloud if `speak`.
+
+    Returns what generate() does: of a speaking model the token ids, question included, and F32 [1, 1, samples].
+    """
     import torch
 
     torch.manual_seed(0)  # the talker samples its codes; a job taken up again must see the same ones
-    given = {name: value.to(model.device) for name, value in given.items()}
+    given = {name: _placed(value, model) for name, value in given.items()}
     with torch.no_grad():
         if not source.is_omni:
-            model(**given)
-            return
+            return model(**given)
         settings: dict[str, Any] = {
             "thinker_max_new_tokens": _TEXT_TOKENS,
             "thinker_eos_token_id": tools.tokenizer.eos_token_id,
@@ -98,9 +107,21 @@ def answer(model: Any, source: Checkpoint, given: dict[str, torch.Tensor], tools
         if speak:
             voice = next(iter(model.config.talker_config.speaker_id))
             # without a code at all generate() fails in torch.stack
-            settings |= {"speaker": voice, "talker_max_new_tokens": _FRAMES, "talker_min_new_tokens": 2}
+            settings |= {"speaker": voice, "talker_max_new_tokens": frames, "talker_min_new_tokens": 2}
         with _talker_knows_audio(model):
-            model.generate(**given, **settings)
+            return model.generate(**given, **settings)
+
+
+def _placed(value: torch.Tensor, model: Any) -> torch.Tensor:
+    return value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+
+
+def say(model: Any, source: Checkpoint, tools: Any, sentence: str, frames: int) -> Spoken:
+    """Have the model repeat a sentence. frames: of 80 ms, at most."""
+    question = inputs(source, Sample(f'Say exactly this sentence and nothing else: "{sentence}"'), tools)
+    ids, sound = answer(model, source, question, tools, speak=True, frames=frames)
+    said = tools.tokenizer.decode(ids[0, question["input_ids"].shape[1] :], skip_special_tokens=True)
+    return Spoken(said.strip(), sound.float().reshape(-1).cpu().numpy())
 
 
 @contextmanager

@@ -23,6 +23,10 @@ class CalibrationUnusable(QuantizeError):
     """Too few calibration samples could be read."""
 
 
+class ListenerFailed(QuantizeError):
+    """The program that should have written down speech could not; the speech is saved, its words are not compared."""
+
+
 class VerificationFailed(QuantizeError):
     """The result is not what it must be; the report says where. Nothing was published under the output's name."""
 

@@ -1,98 +1,100 @@
-"""How much a text model lost: perplexity, KL divergence and next-token agreement against the original, token by token.
+"""How much a model's reading of a text changed: perplexity, KL divergence and next-token agreement, token by token.
 
-In FP32 arithmetic, so that only quantization differs; activations are rounded as the serving engine would.
+What is kept of the original is what its lm_head is given at each position, a few kilobytes a token, so that both
+models' whole distributions can be compared without either the two models or all logits being in memory at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize import checkpoint, formats, reload
-from quantize.checkpoint import Checkpoint
-from quantize.verify import Weights
+from quantize.errors import ModelUnusable
 
 if TYPE_CHECKING:
     import torch
 
 _WINDOW = 512
 """Tokens of each independent piece of text."""
-_FP32_OVER_BF16 = 2.5
-"""Memory over the size of the source, for its FP32 copy and the work."""
+_CHANCE = 0.25
+"""Perplexity over vocabulary size from which a model's words are no language: its weights are random."""
+_SAME_LOGITS = 1e-2
 
 
 def held_out() -> str:
-    """A text that no calibration set has: the reference in Python's own documentation."""
-    from pydoc_data.topics import topics
+    """A text that no calibration set has, and that every machine has alike.
 
-    return "\n\n".join(topics[name] for name in sorted(topics))[:60_000]
-
-
-def fits(source: Checkpoint, ram: int) -> bool:
-    """Whether the comparison can run here. ram: free bytes."""
-    return not source.is_omni and source.size * _FP32_OVER_BF16 < ram
+    The beginning of M. Faraday, The Chemical History of a Candle (London 1861), lecture I; in the public domain.
+    Transcribed by Project Gutenberg, number 14474; line breaks and footnote marks taken out.
+    """
+    return Path(__file__).with_name("held_out.txt").read_text()
 
 
-def compare(source: Path, quantized: Path, text: str, windows: int = 8) -> dict[str, float]:
-    """perplexity, perplexity_before, perplexity_ratio, kl (nats a token, from the original) and agreement (top 1)."""
+def pieces(tokenizer: Any, text: str, windows: int) -> list[torch.Tensor]:
+    """Token ids [tokens] of independent pieces, at most 512 tokens each."""
+    ids = tokenizer(text, return_tensors="pt").input_ids[0]
+    return [piece for piece in ids.split(_WINDOW)[:windows] if len(piece) > 1]
+
+
+def states(text_part: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What lm_head is given for each piece: [tokens, hidden].
+
+    Raises ModelUnusable for a model that does more with it than multiply by lm_head's weights.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(source)(text, return_tensors="pt").input_ids[0]
-    pieces = [piece for piece in ids.split(_WINDOW)[:windows] if len(piece) > 1]
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     with torch.no_grad():
-        before = [model(piece[None]).logits[0].log_softmax(-1) for piece in pieces]
-        reload.put_weights(model, quantized)
-        _round_inputs(model, quantized)
-        sums = [_against(model(piece[None]).logits[0].log_softmax(-1), old, piece)
-                for piece, old in zip(pieces, before, strict=True)]  # fmt: skip
-    count = len(sums)
-    loss, loss_before, divergence, agreement = (sum(column) / count for column in zip(*sums, strict=True))
+        found = [text_part.model(input_ids=ids[None].to(text_part.device)).last_hidden_state[0] for ids in given]
+        logits = text_part(input_ids=given[0][None].to(text_part.device)).logits[0]
+        ours = torch.nn.functional.linear(found[0], head(text_part))
+        if not torch.allclose(ours.float(), logits.float(), atol=_SAME_LOGITS * float(logits.abs().max())):
+            raise ModelUnusable("the model changes its logits after lm_head, which is not known here")
+    return found
+
+
+def head(text_part: Any) -> torch.Tensor:
+    """lm_head's weights [vocabulary, hidden]."""
+    weight: torch.Tensor = text_part.get_output_embeddings().weight.detach()
+    return weight
+
+
+def compare(
+    given: list[torch.Tensor], before: list[torch.Tensor], after: list[torch.Tensor], heads: tuple[torch.Tensor, ...]
+) -> dict[str, float]:
+    """perplexity, perplexity_before, perplexity_ratio, kl (nats a token, from the original), agreement and tokens.
+
+    given: ids of each piece; before, after: states [tokens, hidden]; heads: lm_head's weights before and after.
+    """
+    rows = [
+        _piece(ids, _log_probabilities(one, heads[0]), _log_probabilities(other, heads[1]))
+        for ids, one, other in zip(given, before, after, strict=True)
+    ]
+    loss_before, loss, divergence, agreement = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     return {
         "perplexity": math.exp(loss),
         "perplexity_before": math.exp(loss_before),
         "perplexity_ratio": math.exp(loss - loss_before),
         "kl": divergence,
         "agreement": agreement,
+        "tokens": sum(map(len, given)),
     }
 
 
-def _against(new: torch.Tensor, old: torch.Tensor, ids: torch.Tensor) -> tuple[float, float, float, float]:
-    """Mean loss, mean loss before, KL and agreement. new, old: log-probabilities [tokens, vocabulary]."""
-    target = ids[1:, None]
-    loss, before = (-float(x[:-1].gather(1, target).mean()) for x in (new, old))
+def _log_probabilities(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.nn.functional.linear(hidden, weights).float().log_softmax(-1)
+
+
+def _piece(ids: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> tuple[float, float, float, float]:
+    """Mean loss before, mean loss, KL and agreement. old, new: log-probabilities [tokens, vocabulary]."""
+    target = ids[1:, None].to(old.device)
+    before, loss = (-float(x[:-1].gather(1, target).mean()) for x in (old, new))
     divergence = float((old.exp() * (old - new)).sum(-1).mean())
-    return loss, before, divergence, float((old.argmax(-1) == new.argmax(-1)).float().mean())
+    return before, loss, divergence, float((old.argmax(-1) == new.argmax(-1)).float().mean())
 
 
-def _round_inputs(model: torch.nn.Module, quantized: Path) -> None:
-    """Round each quantized layer's input to the activations' type, where the scheme has one."""
-    from compressed_tensors.quantization import QuantizationConfig
-
-    found = checkpoint.read(quantized)
-    section = QuantizationConfig.model_validate(found.config["quantization_config"])
-    activations = next(iter(section.config_groups.values())).input_activations
-    if activations is None:
-        return
-    layers = formats.layers(found.tensors)
-    weights = Weights(found)
-    for name, module in model.named_modules():
-        if name not in layers:
-            continue
-        scale = layers[name].tensors.get("input_global_scale")
-        module.register_forward_pre_hook(_rounding(activations, weights.get(scale) if scale else None))
-
-
-def _rounding(activations: Any, global_scale: torch.Tensor | None) -> Callable[..., tuple[torch.Tensor, ...]]:
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
-
-    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        scale, zero = compute_dynamic_scales_and_zp(args[0], activations, module, global_scale)
-        rounded = fake_quantize(args[0], scale, zero, activations, global_scale=global_scale)
-        return (rounded, *args[1:])
-
-    return hook
+def by_chance(perplexity: float, vocabulary: int) -> bool:
+    """Whether a model predicts no better than a random one."""
+    return perplexity > _CHANCE * vocabulary

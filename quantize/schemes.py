@@ -121,14 +121,14 @@ SCHEMES = {
                ("rtn", "mse", "gptq", "gptq-mse", "awq"), 4.0,
                f"FP4 units of Blackwell; weight-only through Marlin elsewhere; {_MOE_BACKEND}"),
         Scheme("NVFP4A16", "NVFP4 weights, BF16 activations", 4, 16, 1, 1, True, False,
-               ("rtn", "mse", "gptq", "gptq-mse"), 4.0,
+               ("rtn", "mse", "gptq", "gptq-mse", "awq"), 4.0,
                f"Marlin on Ampere and later; same bytes as NVFP4 and no calibration; {_MOE_BACKEND}"),
         Scheme("FP8_DYNAMIC", "FP8, one scale a row", 8, 0, 1, 2, False, False, ("rtn",), 14.0,
                "native from Ada on (sm_89)"),
         Scheme("FP8_BLOCK", "FP8, one scale for 128 x 128", 8, 128, 128, 2, False, False, ("rtn",), 14.0,
                "native from Hopper on"),
-        Scheme("W4A16", "INT4 weights in groups of 128", 4, 128, 1, 2, True, False, ("rtn", "mse", "gptq", "awq"), 6.0,
-               "Marlin on Ampere and later"),
+        Scheme("W4A16", "INT4 weights in groups of 128", 4, 128, 1, 2, True, False,
+               ("rtn", "mse", "gptq", "gptq-mse", "awq"), 6.0, "Marlin on Ampere and later"),
     )
 }  # fmt: skip
 ALGORITHMS = {

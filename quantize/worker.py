@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from quantize import calibration, card, checkpoint, estimate, folder, plan, quality, sequential, stream, verify
+from quantize import calibration, card, checkpoint, estimate, folder, hub, measure, plan, sequential, stream, verify
+from quantize.checkpoint import Checkpoint
 from quantize.errors import QuantizeError
-from quantize.job import Job
+from quantize.job import Job, Request
 from quantize.plan import Plan
-from quantize.progress import Reporter, Tell
+from quantize.progress import Reporter, Tell, silent
+from quantize.verify import Report
 
 _QUALITY_WINDOWS = 4
 
@@ -31,21 +33,31 @@ def main() -> int:
     verifying = commands.add_parser("verify")
     verifying.add_argument("folder", type=Path)
     verifying.add_argument("--source", type=Path)
+    verifying.add_argument("--measure", type=Path, help="also run both models; this folder gets the speech of both")
     found = parser.parse_args()
     if found.command == "verify":
-        return _verify(found.folder, found.source)
+        return _verify(found.folder, found.source, found.measure)
     return _run(Job(found.job))
 
 
-def _verify(result: Path, source: Path | None) -> int:
+def _verify(result: Path, source: Path | None, wavs: Path | None) -> int:
     try:
         report = verify.verify(result, source)
+        if source and wavs and report.passed:
+            wavs.mkdir(parents=True, exist_ok=True)
+            report = _measured(report, checkpoint.read_source(source), result, wavs, silent)
     except QuantizeError as error:
         print(json.dumps({"error": str(error)}))
         return 1
     print(json.dumps(report.as_dict()))
     print(report.table(), file=sys.stderr)
     return 0 if report.passed else 1
+
+
+def _measured(report: Report, source: Checkpoint, result: Path, wavs: Path, tell: Tell) -> Report:
+    """The report with what running both models told."""
+    found = measure.measure(source, result, wavs, estimate.machine(result).ram, _QUALITY_WINDOWS, tell)
+    return replace(report, quality=found.quality, speech=found.speech, not_measured=found.not_measured)
 
 
 def _run(job: Job) -> int:
@@ -89,7 +101,7 @@ def _failed(job: Job, error: str) -> int:
 def quantize(job: Job, tell: Tell) -> None:
     """The whole job. Raises QuantizeError."""
     request = job.request
-    source, out = Path(request.source), Path(request.output)
+    source, out = _source(request, tell), Path(request.output)
     made = plan.make(checkpoint.read_source(source), request.recipe)
     expected = estimate.estimate(made, estimate.machine(out))
     estimate.require(expected)
@@ -98,18 +110,26 @@ def quantize(job: Job, tell: Tell) -> None:
     where = _write(made, growing, job, tell)
     tell("finish", 0, 2, "config and tokenizer")
     folder.complete(made, growing, scheme, where)
-    report = verify.verify(growing, source, tell)
+    report = replace(verify.verify(growing, source, tell), folder=str(out))
     verify.write(report, job.folder)
     report.require()
-    if quality.fits(made.source, estimate.machine(out).ram):
-        tell("verify", 0, 1, "perplexity and agreement")
-        report = replace(report, quality=quality.compare(source, growing, quality.held_out(), _QUALITY_WINDOWS))
+    report = _measured(report, made.source, growing, job.folder, tell)
     verify.write(report, job.folder)
     verify.write(report, growing)
     tell("finish", 1, 2, "model card")
     (growing / "README.md").write_text(card.render(made, expected, report))
     folder.publish(out)
     tell("finish", 2, 2, str(out))
+
+
+def _source(request: Request, tell: Tell) -> Path:
+    """The model's folder; one on a hub is fetched, once it is sure that the job fits here."""
+    if not hub.is_id(request.source):
+        return Path(request.source)
+    out = Path(request.output)
+    model, download = hub.resolve(request.source, out)
+    estimate.require(estimate.estimate(plan.make(model, request.recipe), estimate.machine(out), download))
+    return hub.fetch(request.source, tell)
 
 
 def _write(made: Plan, growing: Path, job: Job, tell: Tell) -> dict[str, str]:

@@ -11,7 +11,7 @@ from quantize import checkpoint, plan
 from quantize.errors import BadRequest
 from quantize.plan import module
 from quantize.schemes import OMNI_PARTS, RECIPES, SCHEMES, Recipe, decide, fused_with, part_of
-from quantize.verify import outer_name
+from quantize.verify.names import outer_name
 
 EVERY_PART = tuple(part.name for part in OMNI_PARTS if part.choosable)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from quantize.errors import VerificationFailed
-from quantize.verify import Check, LayerError, Report, outer_name
+from quantize.verify.names import outer_name
+from quantize.verify.report import Check, LayerError, Report
 from tests.quantize.conftest import Driver
 
 
