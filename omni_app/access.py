@@ -8,6 +8,7 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -17,9 +18,10 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from omni_app import wire
+from omni_app import space, wire
 from omni_app.errors import BadRequest, EngineAtCapacity, OmniError
 from omni_app.settings import Settings
+from omni_app.turnstile import TooMany
 
 READ_SECONDS = 120.0
 """Longest time a request body may take to arrive: the largest one over a line of 10 Mbit/s."""
@@ -73,6 +75,7 @@ class Guard:
         self._key = settings.serve_key.get_secret_value().encode()
         self._login = settings.auth.get_secret_value().encode()
         self._private = _is_loopback(settings.host) and not (self._key or self._login or settings.share)
+        self._public_names = space.hosts()
 
     def check(self, request: HTTPConnection) -> None:
         """Raises Unauthorized and Forbidden."""
@@ -88,8 +91,9 @@ class Guard:
                 "To reach it under another name, set OMNI_AUTH or OMNI_SERVE_KEY."
             )
         # The page's own middleware opens CORS to every site unless it runs on localhost; programs send no Origin.
-        origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        origin = request.headers.get("origin", f"//{host}").partition("//")[2]
+        # A Space's proxy may ask us under a name of its own; its public names come from the Space, not from the caller.
+        if origin != host and origin.lower() not in self._public_names:
             raise Forbidden("Web pages of other sites may not use this API.")
 
     def _check_secret(self, request: HTTPConnection) -> None:
@@ -127,6 +131,17 @@ class ToolGuard:
             self._guard.check(request)
 
 
+def address_of(request: HTTPConnection, proxies: int) -> str:
+    """The caller's address: the connection's own, or what the outermost of our `proxies` proxies saw.
+
+    Each proxy appends the address that it was asked from, so anything further left may be the caller's invention.
+    """
+    hops = [hop.strip() for line in request.headers.getlist("x-forwarded-for") for hop in line.split(",")]
+    if proxies and len(hops) >= proxies:
+        return hops[-proxies]
+    return request.client.host if request.client else ""
+
+
 def logged_in(request: HTTPConnection) -> bool:
     """Whether the caller holds the cookie of a login on the page, asked the way Gradio's own login check asks."""
     app = request.app
@@ -137,6 +152,8 @@ def logged_in(request: HTTPConnection) -> bool:
 def failure(error: OmniError) -> Response:
     """An error as the API tells it."""
     headers = {"www-authenticate": error.scheme} if isinstance(error, Unauthorized) else {}
+    if isinstance(error, TooMany):
+        headers["retry-after"] = str(math.ceil(error.wait_seconds))
     return Response(json.dumps(wire.error_body(error)), error.status, headers, media_type="application/json")
 
 

@@ -27,7 +27,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from omni_app import wire
-from omni_app.access import Guard, Inbox, failure, while_connected
+from omni_app.access import Guard, Inbox, address_of, failure, while_connected
 from omni_app.conversation import Event, Message, Part, ReplyEnd, ReplyOptions
 from omni_app.engines.base import EngineStatus
 from omni_app.errors import BadRequest, EngineFailed, MediaRejected, OmniError
@@ -35,6 +35,7 @@ from omni_app.media import Limits, check_count, check_text, ingest_data_url
 from omni_app.meter import ReplyMeter
 from omni_app.metrics import Metrics, outcome_of
 from omni_app.settings import Settings
+from omni_app.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +72,12 @@ class Replies(Protocol):
     def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]: ...
 
 
-def routes(runner: Replies, settings: Settings, limits: Limits) -> list[BaseRoute]:
+def routes(runner: Replies, settings: Settings, limits: Limits, turnstile: Turnstile | None = None) -> list[BaseRoute]:
     """The API's routes, in the order in which they must be tried. `/health` alone asks for no key."""
     folder = settings.data_dir / REQUESTS
     _sweep(folder)
-    api = _Api(runner, limits, Guard(settings), Metrics(), folder / str(os.getpid()))
+    turnstile = turnstile or Turnstile.of(settings)
+    api = _Api(runner, settings, limits, turnstile, folder / str(os.getpid()))
     return [
         Route("/v1/chat/completions", _Asgi(api.chat), methods=["POST"]),
         Route("/v1/models", api.models, methods=["GET"]),
@@ -96,11 +98,13 @@ class _Asgi:
 
 
 class _Api:
-    def __init__(self, runner: Replies, limits: Limits, guard: Guard, metrics: Metrics, folder: Path) -> None:
+    def __init__(self, runner: Replies, settings: Settings, limits: Limits, turnstile: Turnstile, folder: Path) -> None:
         self._runner = runner
+        self._proxies = settings.proxies
+        self._turnstile = turnstile
         self._limits = limits
-        self._guard = guard
-        self._metrics = metrics
+        self._guard = Guard(settings)
+        self._metrics = Metrics()
         self._folder = folder
         # One file of the largest size, or several that are together as large.
         self._inbox = Inbox(int(limits.max_bytes * OVERHEAD) + TEXT_ROOM)
@@ -123,7 +127,8 @@ class _Api:
         try:
             with _folder(self._folder) as folder:
                 messages = await self._messages(asked, folder)
-                async with contextlib.aclosing(self._measured(messages, asked.options)) as events:
+                caller = address_of(Request(scope), self._proxies)
+                async with contextlib.aclosing(self._measured(caller, messages, asked.options)) as events:
                     if asked.stream:
                         await self._stream(asked, events, send)
                     else:
@@ -147,11 +152,14 @@ class _Api:
             await send({"type": "http.response.body", "body": encoder.error(error), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _measured(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
+    async def _measured(
+        self, caller: str, messages: Sequence[Message], options: ReplyOptions
+    ) -> AsyncGenerator[Event, None]:
         meter, outcome = ReplyMeter(), "cancelled"
         with self._metrics.running.track_inprogress():
             try:
-                async with contextlib.aclosing(self._runner.reply(messages, options)) as events:
+                made = self._turnstile.through(caller, self._runner.reply(messages, options))
+                async with contextlib.aclosing(made) as events:
                     async for event in events:
                         meter.observe(event)
                         ended = isinstance(event, ReplyEnd) and event.reason != "cancelled"

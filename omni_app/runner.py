@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from omni_app.conversation import Event, Message, ReplyOptions
@@ -13,6 +14,10 @@ from omni_app.engines.base import Engine, EngineStatus
 from omni_app.errors import EngineAtCapacity, EngineUnavailable, OmniError
 
 log = logging.getLogger(__name__)
+
+RESTING = (
+    "It rests, as nobody has asked anything for a while; the next question wakes it and takes some seconds longer."
+)
 
 
 class _Tenant:
@@ -25,6 +30,9 @@ class _Tenant:
         self.running = 0
         self.idle = asyncio.Event()
         self.idle.set()
+        self.last_used = time.monotonic()
+        self.rests = False
+        """Not started yet, and to be started only by a question."""
 
     def start(self) -> None:
         """After a failed start this tries again; while one runs, or after a good one, it does nothing."""
@@ -46,10 +54,11 @@ class _Tenant:
 
     async def started(self) -> None:
         """Raises EngineUnavailable when it has not been started, or could not."""
+        if self.failure or self.rests:
+            self.rests = False
+            self.start()
         if self.starting is None:
             raise EngineUnavailable("The engine has not been started.")
-        if self.failure:
-            self.start()
         await asyncio.shield(self.starting)
         if self.failure:
             raise EngineUnavailable(self.failure)
@@ -62,6 +71,7 @@ class _Tenant:
             yield
         finally:
             self.running -= 1
+            self.last_used = time.monotonic()
             if not self.running:
                 self.idle.set()
 
@@ -91,15 +101,29 @@ class Runner:
         """Replies that are being made now."""
         return self._tenant.running
 
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last answer ended; 0 while one is made, and while the engine rests already."""
+        busy = self._tenant.running or self._tenant.rests
+        return 0.0 if busy else time.monotonic() - self._tenant.last_used
+
     def start(self) -> None:
         """Begin loading on the running loop and return at once: the page opens while the models still load."""
         self._tenant.start()
 
     def use(self, engine: Engine, chosen_because: str) -> None:
         """Answer with another engine from now on. The old one is closed when the replies that it makes have ended."""
+        self._move_to(engine, chosen_because)
+        self._tenant.start()
+
+    def rest(self, engine: Engine, chosen_because: str) -> None:
+        """Let go of all memory; this fresh engine starts with the next question."""
+        self._move_to(engine, chosen_because)
+        self._tenant.rests = True
+
+    def _move_to(self, engine: Engine, chosen_because: str) -> None:
         leaving, self._tenant = self._tenant, _Tenant(engine)
         self.chosen_because = chosen_because
-        self._tenant.start()
         task = asyncio.create_task(_farewell(leaving), name="engine farewell")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
@@ -108,6 +132,8 @@ class Runner:
         status = self.engine.status()
         if self._tenant.failure:
             return dataclasses.replace(status, ready=False, why=self._tenant.failure)
+        if self._tenant.rests:
+            return dataclasses.replace(status, ready=True, why=RESTING)
         return status
 
     async def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:

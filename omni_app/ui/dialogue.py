@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from omni_app.conversation import ReplyOptions
+from omni_app.conversation import Event, Message, ReplyOptions
 from omni_app.runner import Runner
+from omni_app.turnstile import Turnstile
 from omni_app.ui.live import LiveReply, Replies
 from omni_app.ui.store import Conversation, Store, Turn
 
@@ -18,8 +19,9 @@ Change = Callable[[list[Turn]], None]
 class Dialogues:
     """Keeps question and answer in order, however fast the visitor is and from however many tabs."""
 
-    def __init__(self, runner: Runner, store: Store, replies: Replies) -> None:
+    def __init__(self, runner: Runner, store: Store, replies: Replies, turnstile: Turnstile | None = None) -> None:
         self._runner = runner
+        self._turnstile = turnstile or Turnstile()
         self._store = store
         self._replies = replies
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
@@ -50,7 +52,11 @@ class Dialogues:
             reply = LiveReply(conversation.visitor, conversation.id, speech_file)
             self._replies.add(reply)
             messages = conversation.messages(system_prompt)
-            reply.start(self._runner.reply, messages, options, lambda ended: self._keep(conversation, ended))
+
+            def make(messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
+                return self._turnstile.through(conversation.visitor, self._runner.reply(messages, options))
+
+            reply.start(make, messages, options, lambda ended: self._keep(conversation, ended))
             return reply, problem
 
     def change(self, conversation: Conversation, change: Change) -> str:

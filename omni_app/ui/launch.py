@@ -12,19 +12,21 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from omni_app import api, engines
+from omni_app import api, engines, space
 from omni_app.access import ToolGuard
 from omni_app.engines.base import Engine
 from omni_app.media import Limits
 from omni_app.runner import Runner
 from omni_app.server.control import ServerControl, with_own_server
 from omni_app.settings import Settings
+from omni_app.turnstile import Turnstile
 from omni_app.ui import export, speech
 from omni_app.ui.chat import Chat
 from omni_app.ui.dialogue import Dialogues
 from omni_app.ui.live import Replies
 from omni_app.ui.operators import Operators
 from omni_app.ui.page import STATIC, Page
+from omni_app.ui.quantize import QuantizePage
 from omni_app.ui.store import VISITORS, Store
 from omni_app.ui.system import SystemPage
 from omni_app.ui.tools import ask_tool
@@ -35,10 +37,12 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_EVENTS_AT_ONCE = 120
 LOOK_EVERY_SECONDS = 2.0
+BUILTIN = "builtin"
 
 
 def launch(settings: Settings) -> None:
     """Choose the engine, start everything, and return when the server is stopped."""
+    settings = space.adapted(settings)
     engine, because = choose(settings)
     runner = Runner(engine, because, settings.max_replies)
     demo, url = serve(settings, runner)
@@ -51,6 +55,14 @@ def choose(settings: Settings) -> tuple[Engine, str]:
     settings, own = with_own_server(settings)
     spec, because = engines.choose(settings)
     return spec.create(settings), own or because
+
+
+async def rest_when_idle(settings: Settings, runner: Runner) -> None:
+    """Give the builtin engine's memory back when nobody asks anything; a remote one holds none of ours."""
+    while settings.idle_minutes:
+        await asyncio.sleep(LOOK_EVERY_SECONDS)
+        if runner.idle_seconds > 60 * settings.idle_minutes and runner.engine.status().name == BUILTIN:
+            runner.rest(*choose(settings))
 
 
 async def follow_own_server(settings: Settings, runner: Runner) -> None:
@@ -71,7 +83,7 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.data_dir / "gradio"))
     demo, routes = assemble(settings, runner)
     _warn_of_exposure(settings)
-    _, url, _ = demo.queue(max_size=4 * settings.max_replies).launch(
+    _, url, _ = demo.queue(max_size=settings.max_waiting).launch(
         server_name=settings.host, server_port=settings.port or None, share=settings.share,
         auth=_credentials(settings), max_threads=MOST_EVENTS_AT_ONCE, max_file_size=settings.max_upload_mb * 10**6,
         allowed_paths=[str(settings.data_dir / VISITORS)], run_history=False, ssr_mode=False, quiet=True,
@@ -85,13 +97,15 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
 def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
     """The page and every route of ours, wired to one engine."""
     limits, replies, store = Limits.of(settings), Replies(), Store(settings.data_dir)
+    turnstile = Turnstile.of(settings)
     utterances = speech.Utterances(settings.data_dir / "utterances", limits)
-    chat = Chat(Dialogues(runner, store, replies), store, replies, utterances, limits)
-    demo = Page(chat, runner, ask_tool(runner, limits)).build()
+    chat = Chat(Dialogues(runner, store, replies, turnstile), store, replies, utterances, limits)
+    demo = Page(chat, runner, ask_tool(runner, limits, turnstile, settings.proxies)).build()
     operators, control = Operators(settings), ServerControl(settings)
+    QuantizePage(settings, control, operators).mount(demo)
     SystemPage(runner, settings, control, operators).mount(demo)
     routes = [
-        *api.routes(runner, settings, limits),
+        *api.routes(runner, settings, limits, turnstile),
         *speech.routes(replies, utterances, limits),
         *export.routes(store),
     ]
@@ -102,9 +116,13 @@ def _lifespan(settings: Settings, runner: Runner) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         runner.start()
-        following = asyncio.create_task(follow_own_server(settings, runner), name="follow own server")
+        watching = [
+            asyncio.create_task(follow_own_server(settings, runner), name="follow own server"),
+            asyncio.create_task(rest_when_idle(settings, runner), name="rest when idle"),
+        ]
         yield
-        following.cancel()
+        for task in watching:
+            task.cancel()
         await runner.close()
 
     return lifespan

@@ -6,21 +6,24 @@
 import base64
 import contextlib
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
 import gradio as gr
+from starlette.requests import Request
 
-from omni_app.conversation import AudioDelta, Message, Part, ReplyOptions, TextDelta
+from omni_app.access import address_of
+from omni_app.conversation import AudioDelta, Event, Message, ReplyOptions, TextDelta
 from omni_app.errors import OmniError
 from omni_app.media import Limits, check_text, ingest_data_url
 from omni_app.media.audio import WavWriter
 from omni_app.runner import Runner
+from omni_app.turnstile import Turnstile
 
 UNSPOKEN = "(not spoken)"
 """In place of speech: MCP hands every value on as a text of its own, and a language model may refuse an empty one."""
 
-Ask = Callable[[str, str, bool, str], Awaitable[tuple[str, str]]]
+Ask = Callable[..., Awaitable[tuple[str, str]]]
 
 
 class ToolError(gr.Error):
@@ -30,8 +33,13 @@ class ToolError(gr.Error):
         return str(self.message)
 
 
-def ask_tool(runner: Runner, limits: Limits) -> Ask:
-    async def ask(message: str, attachment: str = "", speech: bool = False, voice: str = "") -> tuple[str, str]:
+def ask_tool(runner: Runner, limits: Limits, turnstile: Turnstile | None = None, proxies: int = 0) -> Ask:
+    """The tool; callers are counted by the address that they come from, through so many proxies."""
+    turnstile = turnstile or Turnstile()
+
+    async def ask(
+        message: str, request: gr.Request, attachment: str = "", speech: bool = False, voice: str = ""
+    ) -> tuple[str, str]:
         """Ask Omni one question, with a picture, a sound or a clip if you like, and get its whole answer.
 
         Args:
@@ -47,20 +55,24 @@ def ask_tool(runner: Runner, limits: Limits) -> Ask:
             try:
                 check_text(message, limits)
                 media = [await ingest_data_url(attachment, into=Path(folder), limits=limits)] if attachment else []
-                return await _answer(
-                    runner, message, media, ReplyOptions(speech=speech, voice=voice or None), Path(folder)
-                )
+                options = ReplyOptions(speech=speech, voice=voice or None)
+                reply = runner.reply([Message.of("user", message, *media)], options)
+                return await _whole(turnstile.through(_caller(request, proxies), reply), Path(folder))
             except OmniError as error:
                 raise ToolError(str(error), print_exception=False) from error
 
     return ask
 
 
-async def _answer(
-    runner: Runner, message: str, media: list[Part], options: ReplyOptions, folder: Path
-) -> tuple[str, str]:
+def _caller(request: gr.Request | Request, proxies: int) -> str:
+    """MCP hands over the request as it came, Gradio's own API in a wrapping."""
+    asked = request.request if isinstance(request, gr.Request) else request
+    return address_of(asked, proxies) if asked else ""
+
+
+async def _whole(reply: AsyncGenerator[Event, None], folder: Path) -> tuple[str, str]:
     text, pieces = "", list[AudioDelta]()
-    async with contextlib.aclosing(runner.reply([Message.of("user", message, *media)], options)) as events:
+    async with contextlib.aclosing(reply) as events:
         async for event in events:
             if isinstance(event, TextDelta):
                 text += event.text
