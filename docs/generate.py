@@ -29,8 +29,9 @@ MACHINE_DEPENDENT = {
 }
 SETTINGS_HEAD = """# Settings
 
-Every option of the app, made from `omni_app/settings.py` by `python -m docs.generate`. A flag
-(`python app.py --port 8000`, `make run ARGS="--port 8000"`) wins over its environment variable, which wins over the default.
+Every option of the app, made from `omni_app/settings.py` by `python -m docs.generate`. A flag (as in
+`python app.py --port 8000` or `make run ARGS="--port 8000"`) wins over its environment variable, which wins over the
+default.
 
 | environment variable | flag | default | |
 | --- | --- | --- | --- |
