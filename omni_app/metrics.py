@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from omni_app.access import Forbidden, Unauthorized
 from omni_app.errors import BadRequest, EngineAtCapacity, EngineUnavailable, MediaRejected, OmniError
@@ -20,6 +20,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # SAGE's plugin tells the memory of the server by it
         self._requests = Counter("omni_requests", "Chat requests by outcome.", ["outcome"], registry=self.registry)
         self.running = Gauge("omni_replies_running", "Replies being made for API callers now.", registry=self.registry)
         self._first_text = Histogram(

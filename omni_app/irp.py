@@ -1,0 +1,433 @@
+"""SAGE's IRP plugin for Qwen3-Omni: `OmniIRP`. One file, standard library only, loaded by its path; see docs/irp.md.
+
+Nothing raises into SAGE's loop: a failure is the text "[OmniIRP: why]" and the energy 1.0. SAGE runs this file without
+putting it into `sys.modules`, so there is no `from __future__ import annotations`, with which dataclasses look there.
+"""
+
+import base64
+import collections
+import contextlib
+import http.client
+import importlib.util
+import itertools
+import json
+import queue
+import re
+import socket
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TAG = "[OmniIRP: "
+NO_ANSWER, UNSETTLED, FLOOR = 1.0, 0.5, 0.001  # energies; never 0.0, which SAGE takes as missing
+MOST_BYTES = 64 * 2**20  # of one HTTP answer: 16 minutes of speech in base64
+SPEECH_KEPT = 20  # WAV files of one plugin; the oldest goes when another comes
+RESIDENT = "process_resident_memory_bytes"
+JSON = {"Content-Type": "application/json"}
+AIMS = ("objective", "objectives", "constraints", "criteria")  # what the model is told of SAGE's task context
+MIMES = {"image": "image/jpeg", "audio": "audio/wav", "video": "video/mp4"}  # servers look into the file itself
+REFINE = (
+    "Improve your last answer to the task above: correct what is wrong, add what is missing, drop what is needless. "
+    "If nothing can be improved, repeat it word for word. Reply with the answer alone."
+)
+CONFIG: dict[str, tuple[Any, float]] = {  # key -> default, whose type a value must have, and the least number
+    "endpoint": ("http://127.0.0.1:8091", 0), "api_key": ("", 0), "model_name": ("", 0), "system_prompt": ("", 0),
+    "refine_prompt": (REFINE, 0), "one_shot": (False, 0), "max_response_tokens": (512, 1), "temperature": (None, 0),
+    "timeout_seconds": (120.0, 0.001), "connect_seconds": (5.0, 0.001), "metrics_seconds": (10.0, 0),
+    "max_media_mb": (64.0, 0), "speech": (False, 0), "voice": ("", 0), "speech_folder": ("", 0), "extra_body": ({}, 0),
+    "trust_weight": (1.0, 0), "max_iterations": (100, 0), "halt_eps": (1e-4, 0), "halt_K": (3, 1),
+}  # fmt: skip
+# What executing somebody else's package may raise; sage.irp imports torch.
+FOREIGN = (ImportError, AttributeError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
+
+
+class Trouble(Exception):
+    """Why there is no answer, as a sentence."""
+
+
+@dataclass
+class OwnState:
+    """The fields of SAGE's IRPState."""
+
+    x: Any
+    step_idx: int = 0
+    energy_val: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    timestamp: float = field(default_factory=time.time)
+
+
+class OwnPlugin:
+    """Stands in for SAGE's IRPPlugin where that is not installed; the same methods and figures."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.entity_id = config.get("entity_id", f"{type(self).__name__}_{id(self)}")
+        self.trust_weight = config.get("trust_weight", 1.0)
+
+    def project(self, state: OwnState) -> OwnState:
+        return state
+
+    def halt(self, history: list[OwnState]) -> bool:
+        return self.get_halt_reason(history) in ("max_steps", "slope<eps")
+
+    def get_halt_reason(self, history: list[OwnState]) -> str:
+        if not history or len(history) >= self.config.get("max_iterations", 100):
+            return "max_steps" if history else "no_history"
+        steps, eps = self.config.get("halt_K", 3), self.config.get("halt_eps", 1e-4)
+        recent = self._energies(history[-(steps + 1) :])
+        flat = len(recent) > steps and abs(recent[-1] - recent[0]) / len(recent) < eps
+        return "slope<eps" if flat else "unknown"
+
+    def compute_trust_metrics(self, history: list[OwnState]) -> dict[str, float]:
+        if len(history) < 2:
+            return {"monotonicity_ratio": 0.0, "dE_variance": float("inf"), "convergence_rate": 0.0}
+        energies, count = self._energies(history), len(history) - 1
+        steps = [after - before for before, after in itertools.pairwise(energies)]
+        return {
+            "monotonicity_ratio": sum(step < 0 for step in steps) / count,
+            "dE_variance": sum((step - sum(steps) / count) ** 2 for step in steps) / count,
+            "convergence_rate": (energies[0] - energies[-1]) / len(history),
+        }
+
+    def emit_telemetry(self, state: OwnState, history: list[OwnState]) -> dict[str, Any]:
+        energy, earlier, steps = self._energies([state])[0], len(history) > 1, len(history)
+        return {
+            "entity_id": self.entity_id, "plugin": type(self).__name__.lower().replace("plugin", ""),
+            "step_idx": state.step_idx, "E": energy, "dE": energy - self._energies(history)[-2] if earlier else None,
+            "steps": steps, "halt_reason": self.get_halt_reason(history) if self.halt(history) else None,
+            "trust": self.compute_trust_metrics(history), "LRC_context": self.config.get("LRC_context"),
+            "budget": {
+                "ATP_spent": steps * self.config.get("ATP_per_step", 0.1),
+                "memory_mb": state.meta.get("memory_mb", 0.0),
+                "time_ms": (state.timestamp - history[0].timestamp) * 1000 if earlier else 0.0,
+            },
+        }  # fmt: skip
+
+    def refine(self: Any, x0: Any, task_ctx: Any = None, max_steps: int | None = None) -> tuple[Any, list[Any]]:
+        history = [state := self.init_state(x0, task_ctx or {})]
+        state.energy_val = self.energy(state)
+        for number in range(max_steps or self.config.get("max_iterations", 100)):
+            if self.halt(history):
+                break
+            state = self.project(self.step(state, noise_schedule=None))
+            state.step_idx, state.energy_val, state.timestamp = number + 1, self.energy(state), time.time()
+            history.append(state)
+        return state, history
+
+    def _energies(self: Any, states: list[OwnState]) -> list[float]:
+        return [state.energy_val or self.energy(state) for state in states]
+
+
+def _sage_base() -> Any:
+    """SAGE's own base module, importable or beside this file; None where there is none, or one that does not run."""
+    with contextlib.suppress(*FOREIGN):
+        return importlib.import_module("sage.irp.base")
+    here = Path(__file__).absolute()  # not resolved: a link in SAGE's plugin folder counts as lying there
+    spec = importlib.util.spec_from_file_location("_omni_irp_sage_base", here.parent.parent / "base.py")
+    if here.parts[-4:-1] == ("sage", "irp", "plugins") and spec and spec.loader:
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        with contextlib.suppress(*FOREIGN):
+            spec.loader.exec_module(module)
+            return module
+    return None
+
+
+_base = _sage_base()
+IRPPlugin: Any = getattr(_base, "IRPPlugin", OwnPlugin)
+IRPState: Any = getattr(_base, "IRPState", OwnState)
+
+
+def config_faults(config: dict[str, Any]) -> dict[str, str]:
+    """Why each value of ours that does not fit does not; other keys are SAGE's affair."""
+    found = {}
+    for key in sorted(config.keys() & CONFIG.keys()):
+        (default, least), value = CONFIG[key], config[key]
+        kind = float if default is None else type(default)
+        number, same = kind in (int, float), type(value) is kind or (kind is float and type(value) is int)
+        if not (same and (not number or least <= value < float("inf"))) and not (value is default is None):
+            found[key] = f'config "{key}" must be {kind.__name__} (numbers: {least:g} or more), not {value!r:.60}'
+    return found
+
+
+def _refusal(status: Any, body: bytes) -> Trouble:
+    """Why the server did not answer, with the sentence inside an error body of any shape."""
+    text = body.decode("utf-8", "replace")
+    found = re.search(r'"(?:message|detail|error)":\s*"((?:[^"\\]|\\.)*)"', text)
+    said = " ".join((found[1].replace('\\"', '"') if found else text).split())[:200]
+    what = {401: "refused the api_key", 429: "answers as many as it can", 503: "is not ready"}.get(status, "refused")
+    return Trouble(f"The server {what} (HTTP {status}): {said}")
+
+
+class Reply:
+    """An answer as it comes, in one body or in chunks: text, tool calls, speech (PCM, 16-bit mono at `rate` Hz)."""
+
+    def __init__(self) -> None:
+        self.text, self.answer, self.error, self.ended, self.role = "", "", "", "", "assistant"
+        self.pcm, self.rate, self.speech = bytearray(), 24_000, ""
+        self.tool_calls, self.raw = list[Any](), dict[str, Any]()
+
+    def add(self, data: bytes) -> str:
+        """The text that is new. Raises Trouble."""
+        try:
+            self.raw, new = json.loads(data), ""
+            if self.raw.get("error"):
+                raise _refusal(self.raw.get("code", 500), data)
+            sounds = self.raw.get("modality") == "audio"
+            for choice in self.raw["choices"]:
+                said = choice.get("delta") or choice.get("message") or {}
+                content, meta = said.get("content") or "", choice.get("audio_metadata") or {}
+                self.pcm += base64.b64decode(content, validate=True) if sounds else b""
+                self.rate = int(meta.get("sample_rate_hz") or self.rate)
+                self.ended, self.role = choice.get("finish_reason") or self.ended, said.get("role") or self.role
+                self.tool_calls += said.get("tool_calls") or []
+                new += "" if sounds else content.encode("utf-8", "replace").decode()
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise Trouble("The server sent an answer that is torn, or of a form that is not known here.") from error
+        self.text += new
+        return new
+
+
+def _media(kind: str, given: Any, most_mb: float) -> dict[str, Any]:
+    """A picture, sound or clip (path or bytes) as a part of a message, in a data URL. Raises Trouble."""
+    name, content = (f"{kind} {str(given)!r:.200}", b"") if isinstance(given, str | Path) else (kind, given)
+    with contextlib.suppress(OSError, ValueError, TypeError):  # a device or a pipe is no file: it need not end
+        content = Path(given).read_bytes() if Path(given).is_file() else content
+    if not isinstance(content, bytes | bytearray) or not 0 < len(content) <= most_mb * 10**6:
+        raise Trouble(f"The {name} must be bytes or a readable file, not empty, and {most_mb:g} MB at the most.")
+    url = f"data:{MIMES[kind]};base64,{base64.b64encode(content).decode()}"
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+
+
+def changed(before: str, after: str) -> float:
+    """How much of a text changed, 0 to 1: one less the Dice coefficient of the pieces of three characters."""
+    one, two = (collections.Counter(zip(text, text[1:], text[2:], strict=False)) for text in (before, after))
+    total = one.total() + two.total()
+    return float(before != after) if not total else 1 - 2 * (one & two).total() / total
+
+
+def _outgoing(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as the server wants it: SAGE's tool calls are Ollama's, without an id and with open arguments."""
+    calls = []
+    for number, call in enumerate(message.get("tool_calls") or ()):
+        given = call["function"].get("arguments") or {}
+        function = {**call["function"], "arguments": given if isinstance(given, str) else json.dumps(given)}
+        calls.append({"id": f"call_{number}", "type": "function", **call, "function": function})
+    return {**message, "tool_calls": calls} if calls else message
+
+
+class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
+    """Qwen3-Omni behind vllm-omni's chat completions (or this app's API) as a plugin of SAGE."""
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        given = dict(config or {})
+        self._wrong = config_faults(given)
+        defaults = {key: default for key, (default, _) in CONFIG.items()}
+        super().__init__(defaults | {key: value for key, value in given.items() if key not in self._wrong})
+        self.model_name, self.max_response_tokens = self.config["model_name"], self.config["max_response_tokens"]
+        self.temperature, self.last_speech = self.config["temperature"], ""
+        self.model_path = self.config["endpoint"]  # its presence tells SAGE's pool not to ask Ollama about us
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._number = itertools.count()
+        self._memory: tuple[float, dict[str, Any]] = (0.0, {})
+
+    def init_state(self, x0: Any, task_ctx: Any = None) -> Any:
+        """`x`: messages, draft, response (the draft, or why there is none), change, error, speech."""
+        x = {"messages": [], "draft": "", "response": "", "change": 1.0, "error": "", "speech": ""}
+        try:
+            x["messages"] = self._task(x0, task_ctx)
+        except Trouble as trouble:
+            x["error"] = x["response"] = f"{TAG}{trouble}]"
+        return IRPState(x=x, energy_val=NO_ANSWER, meta={"task_ctx": task_ctx, "memory_mb": 0.0})
+
+    def energy(self, state: OwnState) -> float:
+        x = state.x if isinstance(state.x, dict) else {}
+        done = x.get("draft") and not x.get("error")
+        return max(FLOOR, UNSETTLED * x.get("change", 1.0)) if done else NO_ANSWER
+
+    def step(self, state: OwnState, noise_schedule: Any = None) -> Any:
+        """The first draft, or a better one; a new state each time. `noise_schedule`: a temperature, or step -> one."""
+        ours = isinstance(state.x, dict) and "messages" in state.x
+        x = dict(state.x if ours else self.init_state(state.x, state.meta.get("task_ctx")).x)
+        draft, meta = x["draft"], dict(state.meta)
+        if draft and self.config["one_shot"]:
+            x |= {"change": 0.0, "error": ""}
+        elif x["messages"]:
+            noise = noise_schedule(state.step_idx) if callable(noise_schedule) else noise_schedule
+            turns = (("assistant", draft), ("user", self.config["refine_prompt"])) if draft else ()
+            again = [{"role": role, "content": content} for role, content in turns]
+            reply = self._ask(x["messages"] + again, empty=False, temperature=noise, speech=self.config["speech"])
+            x |= {"error": reply.error, "response": draft or reply.answer, "speech": reply.speech or x["speech"]}
+            if not reply.error:
+                x |= {"change": changed(draft, reply.answer), "draft": reply.answer, "response": reply.answer}
+                meta |= self._measured()
+        new = IRPState(x=x, step_idx=state.step_idx + 1, meta=meta)
+        new.energy_val = self.energy(new)
+        return new
+
+    def get_response(self, prompt: Any) -> str:
+        return self._ask(prompt, speech=self.config["speech"]).answer
+
+    def generate_response(
+        self, messages: Any, max_new_tokens: int = 300, temperature: float = 0.8, top_k: int = 50, top_p: float = 0.95
+    ) -> str:
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return self._ask(messages, max_tokens=max_new_tokens, sampling=sampling).answer
+
+    def get_chat_response(self, messages: Any, tools: Any = None) -> dict[str, Any]:
+        """`raw` is the server's answer, and beside it Ollama's names of its counts, which SAGE's tool loop reads."""
+        reply = self._ask(messages, tools=tools or None)
+        usage = reply.raw.get("usage") or {}
+        counts = {"prompt_eval_count": usage.get("prompt_tokens"), "eval_count": usage.get("completion_tokens")}
+        raw = {} if reply.error else {**reply.raw, **counts, "done_reason": reply.ended}
+        return {"content": reply.answer, "tool_calls": reply.tool_calls, "role": reply.role, "raw": raw}
+
+    def stream_response(self, messages: Any) -> Iterator[str]:
+        """Text as it comes; a failure is the last piece. Closing the iterator stops the server."""
+        try:
+            yield from self._chat(messages, Reply(), stream=True)
+        except Trouble as trouble:
+            yield f"{TAG}{trouble}]"
+
+    def health_check(self) -> bool:
+        """Whether the server is ready and takes our key. Asks every time, so it recovers with the server."""
+        try:
+            return self._get("/health") is not None and bool(self._get("/v1/models"))
+        except Trouble:
+            return False
+
+    def _ask(self, messages: Any, *, empty: bool = True, **fields: Any) -> Reply:
+        """A whole answer; a failure is its `error`."""
+        reply = Reply()
+        try:
+            collections.deque(self._chat(messages, reply, stream=bool(fields.get("speech")), **fields), maxlen=0)
+            if not (empty or reply.text.strip()):
+                raise Trouble("The model said nothing.")
+            reply.speech = self.last_speech = self._keep(reply)
+        except (Trouble, OSError) as error:
+            reply.error = f"{TAG}{error}]"
+        reply.answer = reply.error or reply.text.strip()
+        return reply
+
+    def _chat(self, messages: Any, reply: Reply, *, stream: bool, speech: bool = False, **fields: Any) -> Iterator[str]:
+        """Fills `reply` and gives its text as it comes. Raises Trouble."""
+        task = messages if isinstance(messages, list) else self._task(messages)
+        given = {"temperature": self.temperature, "voice": self.config["voice"] or None}
+        given |= {key: value for key, value in fields.items() if value is not None}
+        body = {
+            "model": self.model_name or self._served(), "stream": stream, "max_tokens": self.max_response_tokens,
+            "messages": [_outgoing(one) for one in task if not str(one.get("content")).startswith(TAG)],
+            "modalities": ["text", "audio"] if speech else ["text"], "audio": {"format": "pcm"},
+            **self.config["extra_body"], **{key: value for key, value in given.items() if value is not None},
+        }  # fmt: skip
+        yield from self._http("/v1/chat/completions", body, reply.add, restart=stream and not speech)
+        if not reply.ended:
+            raise Trouble("The server broke off in the middle of the answer.")
+
+    def _task(self, x0: Any, task_ctx: Any = None) -> list[dict[str, Any]]:
+        """Text, or a dict with text (or SAGE's prompt), image, audio, video and SAGE's memory, as messages."""
+        given, aims = {"text": x0} if isinstance(x0, str) else x0, task_ctx if isinstance(task_ctx, dict) else {}
+        if not isinstance(given, dict):
+            raise Trouble("The task must be text, or a dict with text, image, audio or video.")
+        text, most = str(given.get("text") or given.get("prompt") or ""), self.config["max_media_mb"]
+        media = [_media(kind, given[kind], most) for kind in MIMES if given.get(kind) is not None]
+        if not (text.strip() or media):
+            raise Trouble("There is nothing to answer: no text, image, audio or video.")
+        told = [self.config["system_prompt"], *(f"{key}: {aims[key]}" for key in AIMS if aims.get(key))]
+        system = [{"role": "system", "content": "\n".join(filter(None, told))}] if any(told) else []
+        past = [one for one in given.get("memory") or () if isinstance(one, dict) and {"role", "content"} <= one.keys()]
+        content = [*media, *([{"type": "text", "text": text}] if text else [])] if media else text
+        return [*system, *past, {"role": "user", "content": content}]
+
+    def _keep(self, reply: Reply) -> str:
+        """Write the speech of an answer to a WAV file, over the oldest if there are enough. Raises OSError."""
+        if not reply.pcm:
+            return ""
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="omni-irp-")
+        name = f"speech-{id(self):x}-{next(self._number) % SPEECH_KEPT}.wav"
+        path = Path(self.config["speech_folder"] or self._folder.name) / name
+        with wave.open(str(path), "wb") as wav:
+            wav.setparams((1, 2, reply.rate, 0, "NONE", ""))
+            wav.writeframes(reply.pcm)
+        return str(path)
+
+    def _measured(self) -> dict[str, Any]:
+        """The memory of the server's process (API server; not the GPU), as its /metrics tell it."""
+        if time.monotonic() >= self._memory[0]:
+            found = 0.0
+            with contextlib.suppress(Trouble, ValueError):
+                lines = self._get("/metrics").decode("utf-8", "replace").splitlines()
+                found = sum(float(line.split()[-1]) for line in lines if line.startswith(RESIDENT)) / 2**20
+            self._memory = time.monotonic() + self.config["metrics_seconds"], {"memory_mb": found}
+        return self._memory[1]
+
+    def _served(self) -> str:
+        """The model's name, asked of the server. Raises Trouble."""
+        try:
+            return str(json.loads(self._get("/v1/models"))["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise Trouble("The server does not say which model it has (model_name).") from error
+
+    def _get(self, path: str) -> bytes:
+        return b"".join(self._http(path, None, bytes))
+
+    def _http(self, path: str, body: Any, add: Callable[[bytes], Any], *, restart: bool = False) -> Iterator[Any]:
+        """What `add` makes of each event of the answer; a body that is no stream is one event. Raises Trouble.
+
+        A thread of its own makes the request, so the caller goes on in time whatever hangs, a name lookup too.
+        """
+        if wrong := self._wrong | config_faults(self.config):
+            raise Trouble(" ".join(wrong.values()))
+        config, endpoint = self.config, self.config["endpoint"].rstrip("/").removesuffix("/v1")
+        connect, seconds = config["connect_seconds"], config["timeout_seconds" if body else "connect_seconds"]
+        key = {"Authorization": f"Bearer {config['api_key']}"} if config["api_key"] else {}
+        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        socks: list[socket.socket] = []
+
+        def work() -> None:
+            try:
+                url = urllib.parse.urlsplit(endpoint)
+                kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[url.scheme]
+                content = json.dumps(body, allow_nan=False) if body else None
+                with contextlib.closing(
+                    kind(url.hostname or "", url.port, timeout=min(connect, seconds))
+                ) as connection:
+                    connection.connect()
+                    socks.append(connection.sock)
+                    connection.sock.settimeout(seconds)
+                    connection.request("POST" if body else "GET", url.path + path, content, JSON | key)
+                    response, room = connection.getresponse(), MOST_BYTES
+                    if response.status != 200:
+                        raise _refusal(response.status, response.read(10**5))
+                    if response.headers.get_content_type() != "text/event-stream":
+                        came.put(add(response.read(room)))
+                    while room > 0 and (line := response.readline(room)) and line.strip() != b"data: [DONE]":
+                        room -= len(line)
+                        came.put(add(line[5:]) if line.startswith(b"data:") else "")
+                    came.put(None)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is raised as Trouble where it is waited for
+                came.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        until = time.monotonic() + seconds
+        try:
+            while (piece := came.get(timeout=max(until - time.monotonic(), 0))) is not None:
+                if time.monotonic() > until:
+                    raise queue.Empty
+                if isinstance(piece, Exception):
+                    raise piece if isinstance(piece, Trouble) else Trouble(f"No answer from {endpoint} ({piece!r}).")
+                if piece:
+                    yield piece
+                    until = time.monotonic() + seconds if restart else until
+        except queue.Empty as error:
+            raise Trouble(f"No answer from {endpoint} in time ({seconds:g} s at the most).") from error
+        finally:
+            for sock in socks:
+                with contextlib.suppress(OSError):  # closed already
+                    sock.shutdown(socket.SHUT_RDWR)
