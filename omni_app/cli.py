@@ -1,4 +1,6 @@
-"""The command line: `python -m omni_app run | serve MODEL | doctor | bench | fetch`. Every setting is a flag of each.
+"""The command line: `python -m omni_app run | serve MODEL | doctor | bench | transcribe FILE | fetch`.
+
+Every setting is a flag of each command.
 
 Exit status: 0 done, 1 it could not be done, 2 the command line itself is wrong. Errors are one sentence.
 """
@@ -37,6 +39,7 @@ class Serve(Settings):
     speech: bool = Field(True, description="Serve the parts that speak too; without them there is room for more text.")
     users: int = Field(Wishes().users, description="People who talk to it at the same time.")
     context: int = Field(Wishes().context_tokens, description="Longest conversation, in tokens, answers included.")
+    fast_start: bool = Field(True, description="Use vLLM-Omni's quicker ways to start; without, as `vllm serve` does.")
     deploy_config: Path | None = Field(None, description="A deploy YAML of your own, instead of the plan's.")
     vllm_args: str = Field("", description='More for `vllm serve`: --vllm-args="--init-timeout 7200".')
     only_plan: bool = Field(False, description="Only show the plan: memory, YAML and command.")
@@ -44,7 +47,7 @@ class Serve(Settings):
     def cli_cmd(self) -> None:
         from omni_app.server import foreground, prepare
 
-        wishes = Wishes(self.speech, self.users, self.context)
+        wishes = Wishes(self.speech, self.users, self.context, self.fast_start)
         order = prepare.Order(self.model, wishes, self.deploy_config, tuple(shlex.split(self.vllm_args)))
         prepared = prepare.prepare(self, order)
         print("\n".join(prepared.lines()), flush=True)
@@ -89,6 +92,18 @@ class Bench(Settings):
             raise SystemExit(1)
 
 
+class Transcribe(Settings):
+    """Write down what is said in a sound file, by the builtin engine's listener, which knows English."""
+
+    file: CliPositionalArg[Path] = Field(description="WAV, MP3 or another sound; or a clip.")
+
+    def cli_cmd(self) -> None:
+        from omni_app.media.limits import Limits
+        from omni_app.transcribe import transcribe
+
+        print(transcribe(self.file, Limits.of(self)))
+
+
 class Fetch(Settings):
     """Fetch and check the model files of the builtin engine."""
 
@@ -97,6 +112,20 @@ class Fetch(Settings):
 
         ensure_all(self.cache_dir, lambda line: print(line, flush=True))
         print(f"All model files are in {models_dir(self.cache_dir)}.")
+
+
+class Space(Settings):
+    """Lay out the files of a Hugging Face Space in a new folder, ready to be pushed."""
+
+    folder: CliPositionalArg[Path] = Field(description="A new or empty folder.")
+
+    def cli_cmd(self) -> None:
+        from omni_app import space
+
+        files = space.lay_out(self.folder)
+        size = sum((self.folder / file).stat().st_size for file in files) / 1e6
+        print(f"{len(files)} files ({size:.1f} MB) are in {self.folder}. Push them with")
+        print(f"  hf upload --repo-type space OWNER/NAME {self.folder} .")
 
 
 class Command(BaseSettings):
@@ -111,7 +140,9 @@ class Command(BaseSettings):
     serve: CliSubCommand[Serve] = Field(description=Serve.__doc__)
     doctor: CliSubCommand[Doctor] = Field(description=Doctor.__doc__)
     bench: CliSubCommand[Bench] = Field(description=Bench.__doc__)
+    transcribe: CliSubCommand[Transcribe] = Field(description=Transcribe.__doc__)
     fetch: CliSubCommand[Fetch] = Field(description=Fetch.__doc__)
+    space: CliSubCommand[Space] = Field(description=Space.__doc__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,9 @@ def with_own_server(settings: Settings) -> tuple[Settings, str]:
     runs = state.status == "ready" and state.server is not None and process.is_running(state.server)
     if settings.engine != "auto" or settings.endpoint or not runs:
         return settings, ""
-    found = settings.model_copy(update={"endpoint": state.endpoint})
+    media = Path(state.local_media) if state.local_media else None
+    update = {"engine": "vllm-omni", "endpoint": state.endpoint, "local_media": media}
+    found = settings.model_copy(update=update)
     return found, "The server that was started from this data folder answers."
 
 
@@ -83,6 +85,7 @@ class ServerControl:
             sys.executable, "-m", "omni_app", "serve", str(order.model.expanduser().absolute()),
             "--speech" if wishes.speech else "--no-speech",
             f"--users={wishes.users}", f"--context={wishes.context_tokens}",
+            "--fast-start" if wishes.fast_start else "--no-fast-start",
             f"--data-dir={settings.data_dir.expanduser().absolute()}",
             f"--cache-dir={settings.cache_dir.expanduser().absolute()}",
             f"--serve-venv={settings.serve_venv.expanduser().absolute()}",

@@ -24,6 +24,8 @@ class Wishes:
     """Conversations that may run at once."""
     context_tokens: int = 16384
     """Longest conversation, its answers included. A long clip or large picture takes up to 12 544."""
+    fast_start: bool = True
+    """Start with the switches of fast_start.py that pay here; without, exactly as `vllm serve` does."""
 
     def __post_init__(self) -> None:
         if self.users < 1:

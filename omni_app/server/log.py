@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import deque
@@ -40,6 +41,7 @@ _DONE = re.compile(r"Stage (\d+) initialized|stage-(\d+) \[rep-\d+\] EngineCore 
 _PROGRESS = re.compile(r"(?:checkpoint shards|CUDA graphs|JIT kernel warmup).*?\| (\d+)/(\d+) \[")
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 _ROOM = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
+_COMPILED = re.compile(r"Compiling a graph for compile range")
 _KERNEL = re.compile(r"Using '?(\w+?)'? (?:for NVFP4 GEMM|NvFp4 MoE backend)")
 _PHASES: tuple[tuple[str, Phase], ...] = (
     (r"Initializing a V1 LLM engine", "importing"),
@@ -97,6 +99,8 @@ class StartupLog:
     stages: list[Stage] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
     """The NVFP4 kernels that the server chose, in its own words."""
+    compiled: bool = False
+    """Whether it had to compile what an earlier start would have left in the caches: a cold start."""
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
     _now: datetime | None = None
     _began: dict[int, datetime | None] = field(default_factory=dict)
@@ -107,6 +111,7 @@ class StartupLog:
         line = _COLOUR.sub("", line)[:LONGEST_LINE]
         self.lines.append(line)
         self._now = _time(line) or self._now
+        self.compiled = self.compiled or bool(_COMPILED.search(line))
         if count := _COUNT.search(line):
             self.stages = [Stage(number=number) for number in range(int(count[1]))]
             self._enter(0, "importing")
@@ -202,7 +207,8 @@ class Follower:
         # A progress bar returns to the start of its line; its last word must not wait for the next line feed.
         *whole, self._rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
         yield from (text for line in whole if (text := line.decode("utf-8", "replace").rstrip()))
-        self._empty_when_large()
+        if empty_when_large(self._path):
+            self._position = 0
 
     def flush(self) -> Iterator[str]:
         """Everything that is left, when no more will come."""
@@ -211,9 +217,11 @@ class Follower:
             yield self._rest.decode("utf-8", "replace")
             self._rest = b""
 
-    def _empty_when_large(self) -> None:
-        if self._position > MOST_LOG_BYTES:
-            # The server appends, so its next line lands at the new end.
-            with self._path.open("r+b") as file:
-                file.truncate(0)
-            self._position = 0
+
+def empty_when_large(path: Path) -> bool:
+    """Empty a log that has grown over its limit; True when that was so. The server appends, so its next line lands at
+    the new end."""
+    if not path.is_file() or path.stat().st_size <= MOST_LOG_BYTES:
+        return False
+    os.truncate(path, 0)
+    return True

@@ -11,10 +11,15 @@ from pathlib import Path
 from omni_app import hardware
 from omni_app.errors import BadRequest, EngineUnavailable
 from omni_app.server import checkpoint, profile
-from omni_app.server.profile import FLAGS, Plan, Wishes
+from omni_app.server.profile import FLAGS, Plan, Wishes, environment
 from omni_app.server.state import ServerFolder
 from omni_app.server.supervisor import Launch
 from omni_app.settings import Settings
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MEDIA = "visitors"
+"""The folder of the data in which visitors' media lie (`ui.store.VISITORS`)."""
+_FAST_START = Path(__file__).with_name("fast_start.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +53,42 @@ def prepare(settings: Settings, order: Order) -> Prepared:
     model = order.model.expanduser().absolute()
     plan = None if order.deploy_config else _plan(model, order.wishes)
     deploy = _existing(order.deploy_config) if order.deploy_config else _deploy_file(settings)
+    media = _media(settings)
     argv = (
-        str(vllm), "serve", str(model), "--deploy-config", str(deploy), *(plan.flags if plan else FLAGS),
-        "--host", settings.serve_host, "--port", str(settings.serve_port), *order.vllm_args,
+        *_program(vllm, plan), "serve", str(model), "--deploy-config", str(deploy), *(plan.flags if plan else FLAGS),
+        "--host", settings.serve_host, "--port", str(settings.serve_port),
+        *(("--allowed-local-media-path", str(media)) if media else ()), *order.vllm_args,
     )  # fmt: skip
     key = settings.api_key.get_secret_value().strip()
-    planned = plan.environment(settings.cache_dir.expanduser().absolute()) if plan else {}
+    planned = environment(settings.cache_dir.expanduser().absolute(), settings.max_upload_mb)
     launch = Launch(
         argv, _environment(vllm, planned, key), str(model), settings.serve_host, settings.serve_port, key,
-        order.wishes.speech, plan.text if plan else "", plan.memory if plan else "",
+        order.wishes.speech, order.wishes.users, plan.text if plan else "", plan.memory if plan else "",
+        str(media or ""),
     )  # fmt: skip
     return Prepared(launch, plan)
+
+
+def _program(vllm: Path, plan: Plan | None) -> tuple[str, ...]:
+    """What takes the arguments of `vllm`. A deploy file of the user's own may not be made for a quick start."""
+    if plan is None or not plan.switches:
+        return (str(vllm),)
+    switches = ",".join(switch.value for switch in plan.switches)
+    # -P, or else Python would look for its own `profile` among our modules.
+    return (str(vllm.with_name("python")), "-P", str(_FAST_START), switches)
+
+
+def _media(settings: Settings) -> Path | None:
+    """The folder that the server may read media from by itself; None for a server that others can reach, who could
+    ask it about the files."""
+    if settings.serve_host not in LOOPBACK:
+        return None
+    folder = settings.data_dir.expanduser().absolute() / MEDIA
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineUnavailable(f"{folder} cannot be made. Choose another folder with --data-dir.") from error
+    return folder
 
 
 def _plan(model: Path, wishes: Wishes) -> Plan:

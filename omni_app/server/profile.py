@@ -14,7 +14,7 @@ from omni_app.server.budget import StageMemory
 from omni_app.server.checkpoint import Checkpoint
 from omni_app.server.fitting import Fit, Wishes, fit, refusal
 
-__all__ = ["FLAGS", "Plan", "Wishes", "plan"]
+__all__ = ["FLAGS", "Plan", "Wishes", "environment", "plan"]
 
 FLAGS = ("--omni", "--stage-init-timeout", "1800", "--init-timeout", "3600")
 """The defaults, 300 and 600 s, are too short for a first start, which compiles: 378 s on an H100."""
@@ -37,24 +37,11 @@ class Plan:
     kernel: Fact[str]
     parallel_start: Fact[bool]
     """Whether vLLM-Omni would admit starting all stages at once (parallel_stage_init)."""
+    switches: tuple[Fact[str], ...]
+    """Of fast_start.py; none for a start exactly as `vllm serve` does it."""
     warnings: tuple[str, ...]
     flags: tuple[str, ...] = FLAGS
     """For `vllm serve MODEL --deploy-config FILE`, besides where to listen."""
-
-    def environment(self, cache: Path) -> dict[str, str]:
-        """Variables for the server; what it compiles is kept below `cache`, so that the next start is a warm one."""
-        return {
-            "VLLM_CACHE_ROOT": str(cache / "vllm"),
-            "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
-            "TRITON_CACHE_DIR": str(cache / "triton"),
-            "FLASHINFER_WORKSPACE_BASE": str(cache / "flashinfer"),
-            "CUDA_CACHE_PATH": str(cache / "cuda"),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which nvidia-smi counted them
-            "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would be compiled at start, and requests with a seed never use it
-            "HF_HUB_OFFLINE": "1",  # the model is a folder
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-        }
 
     def table(self) -> list[str]:
         """The memory arithmetic: a header, one line for each stage, one for each GPU."""
@@ -81,6 +68,23 @@ class Plan:
         return sorted({index for stage in self.stages for index in stage.devices})
 
 
+def environment(cache: Path, largest_clip_mb: int) -> dict[str, str]:
+    """Variables for the server; what it compiles is kept below `cache`, so that the next start is a warm one."""
+    return {
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "FLASHINFER_WORKSPACE_BASE": str(cache / "flashinfer"),
+        "CUDA_CACHE_PATH": str(cache / "cuda"),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which nvidia-smi counted them
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would be compiled at start, and requests with a seed never use it
+        "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": str(largest_clip_mb),  # else 25, and the sound of a larger clip is refused
+        "HF_HUB_OFFLINE": "1",  # the model is a folder
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+
+
 def plan(machine: Machine, checkpoint: Checkpoint, wishes: Wishes) -> Plan:
     """The best way to serve this checkpoint here. Raises DoesNotFit with the sum, BadRequest for impossible wishes."""
     _check(machine, checkpoint, wishes)
@@ -91,14 +95,17 @@ def plan(machine: Machine, checkpoint: Checkpoint, wishes: Wishes) -> Plan:
     nodes = deploy.tree(checkpoint, found.stages, found.effort, wishes.context_tokens, wishes.users, machine.gpus)
     kernel = _kernel(checkpoint, used[0])
     said = "speech" if wishes.speech else "text only"
+    parallel = _parallel_start(found, machine.gpus)
+    switches = tuple(_switches(parallel, len(found.stages))) if wishes.fast_start else ()
     head = [
         f"Qwen3-Omni, {checkpoint.thinker_format.upper()} thinker, on {' and '.join(gpu.name for gpu in used)}.",
         f"For {wishes.users} users, {wishes.context_tokens:,} tokens of context, {said}.",
         f"Kernel: {kernel.value} ({kernel.reason}).",
+        *(f"Quick start: {switch.value} ({switch.reason})." for switch in switches),
     ]
     return Plan(
         deploy.data(nodes), deploy.text(nodes, head), found.stages, machine.gpus, found.contexts, kernel,
-        _parallel_start(found, machine.gpus), tuple(_warnings(machine, checkpoint, wishes, found)),
+        parallel, switches, tuple(_warnings(machine, checkpoint, wishes, found)),
     )  # fmt: skip
 
 
@@ -141,6 +148,18 @@ def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
         if here and needed > total:
             return Fact(False, f"vLLM-Omni counts {needed / GIB:.1f} GiB for that on GPU {index}, of {total / GIB:.1f}")
     return Fact(True, "all stages and vLLM-Omni's reserves fit at once")
+
+
+def _switches(parallel: Fact[bool], stages: int) -> Iterator[Fact[str]]:
+    """Measured together on one H100: 378 s to ready with empty caches, 120 s with full ones. `no-locks` is not among
+    them: with torch.compile it has not been measured."""
+    if parallel.value and stages > 1:
+        yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
+    yield Fact(
+        "no-sampler-warm-up",
+        "99 s less for each stage that samples, cold; our warm-up compiles what 1, 2 and 16 users need",
+    )
+    yield Fact("no-request-tables", "the log would grow by 30 lines for each answer; /metrics counts all the same")
 
 
 # --- telling

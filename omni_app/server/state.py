@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from omni_app.errors import EngineUnavailable
 from omni_app.server import process
-from omni_app.server.log import Stage
+from omni_app.server.log import Stage, empty_when_large
 from omni_app.server.process import ProcessId
 
 Status = Literal["none", "starting", "warming up", "ready", "pausing", "stopping", "stopped", "failed"]
@@ -42,6 +42,12 @@ class ServerState(BaseModel):
     began: float = 0.0
     """When this start began, seconds since the epoch."""
     ready_after_s: float | None = None
+    cold_start_s: float | None = None
+    """Of the last start that compiled its kernels; warm-up included, as in `ready_after_s`."""
+    warm_start_s: float | None = None
+    """Of the last start that found them compiled."""
+    local_media: str = ""
+    """The folder from which it may read media by itself; empty for none."""
     restarts: int = 0
     supervisor: ProcessId | None = None
     server: ProcessId | None = None
@@ -82,6 +88,7 @@ class ServerFolder:
 
     def _without_supervisor(self, state: ServerState) -> ServerState:
         if state.server and process.is_running(state.server) and state.status == "ready":
+            empty_when_large(self.log)
             said = "The server runs, but nobody watches it any more: it would not be started again after a crash."
             return state.model_copy(update={"message": said})
         said = "The program that watched the server ended without stopping it in order; start it again."

@@ -37,10 +37,14 @@ class Launch:
     port: int
     api_key: str = ""
     speech: bool = True
+    users: int = 1
+    """At once, for which it is warmed up."""
     deploy_yaml: str = ""
     """Written to the folder's deploy.yaml before each start; empty when `argv` names another file."""
     memory: str = ""
     """How the plan shares out the GPU's memory, as one sentence for when it does not suffice."""
+    local_media: str = ""
+    """The folder that `argv` allows the server to read media from; empty for none."""
 
     @property
     def endpoint(self) -> str:
@@ -91,7 +95,7 @@ class Supervisor:
         with self.folder.locked():
             await self._end_what_was_left()
             self._require_free_port()
-            self.state = ServerState(supervisor=process.identify(os.getpid()))
+            self.state = self._as_before()
             try:
                 failure = await self._lives()
             except OmniError as error:
@@ -101,6 +105,13 @@ class Supervisor:
                 self._publish(status="failed", message=failure.sentence, server=left)
                 raise EngineUnavailable(failure.sentence)
             self._publish(status="stopped", message="The server was stopped.", stages=(), server=None)
+
+    def _as_before(self) -> ServerState:
+        """What is known of earlier starts of the same model stays known."""
+        before, fresh = self.folder.read(), ServerState(supervisor=process.identify(os.getpid()))
+        if before.model != self.launch.model:
+            return fresh
+        return fresh.model_copy(update={"cold_start_s": before.cold_start_s, "warm_start_s": before.warm_start_s})
 
     async def _lives(self) -> Failure | None:
         """One life after the other; None when it was told to stop."""
@@ -130,10 +141,11 @@ class Supervisor:
         self._publish(
             status="starting", model=self.launch.model, endpoint=self.launch.endpoint, message="The server starts.",
             began=time.time(), restarts=restarts, server=server, stages=(), kernels=(), ready_after_s=None,
+            local_media=self.launch.local_media,
         )  # fmt: skip
         told = StartupLog()
         try:
-            return await _first(self._watch(child, Follower(log), told), self._make_ready_and_guard())
+            return await _first(self._watch(child, Follower(log), told), self._make_ready_and_guard(told))
         finally:
             await self._end(child, server)
 
@@ -150,7 +162,7 @@ class Supervisor:
         if sum(told.feed(line) for line in lines):  # any() would leave out the lines after the first that tells
             self._publish(stages=tuple(told.stages), kernels=tuple(told.kernels))
 
-    async def _make_ready_and_guard(self) -> Failure | None:
+    async def _make_ready_and_guard(self, told: StartupLog) -> Failure | None:
         """Bring the server to ready and guard its health; ends only when something is wrong."""
         async with httpx.AsyncClient(base_url=self.launch.endpoint, trust_env=False, timeout=10.0) as client:
             deadline = time.monotonic() + self.patience.start_s
@@ -162,9 +174,13 @@ class Supervisor:
                 # A server that died of it says why in its log, and `_watch` reads that.
                 await asyncio.sleep(self.patience.last_words_s)
                 return failure
-            seconds = time.time() - self.state.began
-            self._publish(status="ready", ready_after_s=seconds, message=f"The start took {seconds:.0f} s.")
+            self._publish_ready(time.time() - self.state.began, told.compiled)
             return await self._guard(client)
+
+    def _publish_ready(self, seconds: float, cold: bool) -> None:
+        caches, name = ("compiled kernels anew", "cold_start_s") if cold else ("found its kernels", "warm_start_s")
+        said = f"The start took {seconds:.0f} s and {caches}."
+        self._publish(status="ready", ready_after_s=seconds, message=said, **{name: seconds})
 
     async def _warm_up(self) -> Failure | None:
         settings = Settings(
@@ -173,7 +189,7 @@ class Supervisor:
         engine = VllmOmniEngine(settings, tries=1)
         try:
             await engine.start()
-            async for step in warm_up(engine, speech=self.launch.speech):
+            async for step in warm_up(engine, speech=self.launch.speech, users=self.launch.users):
                 self._publish(status="warming up", message=f"Warming up: {step}.")
         except OmniError as error:
             said = f"The server started, but its warm-up failed. {error}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,13 +11,21 @@ from pathlib import Path
 from omni_app.conversation import AudioDelta, Event, Message, Part, ReplyOptions, TextDelta
 from omni_app.engines.base import Engine
 from omni_app.errors import EngineFailed
+from omni_app.scratch import scratch
 
 TEXT_TOKENS = 16
 SPEECH_FRAMES = 100
-"""Most codec frames of the first speech; a talker that never stops would speak for minutes."""
+"""Most codec frames of an answer; a talker that never stops would speak for minutes."""
 SIDE_PX = 64
 SOUND_RATE_HZ = 16_000
 QUESTION = "Say hello."
+COUNTING = "Count from one to twenty."
+"""Spoken for some seconds, so that answers that begin together are made together."""
+CROWDS = (2, 16)
+"""Triton compiles a kernel of its own for the number 1 and for multiples of 16; 2 stands for all others. The first 16
+users would otherwise wait a second for the talker's sampling kernels."""
+CROWD_S = 180.0
+"""Longest wait for a crowd: its kernels are compiled at first use if not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +35,28 @@ class Step:
     speech: bool
 
 
-async def warm_up(engine: Engine, *, speech: bool) -> AsyncGenerator[str, None]:
-    """Ask one short text, picture and sound question, and name each before it is asked.
+async def warm_up(
+    engine: Engine, *, speech: bool, users: int = 1, crowd_s: float = CROWD_S
+) -> AsyncGenerator[str, None]:
+    """Ask one short text, picture and sound question, then let 2 and 16 users ask at once as far as so many may, and
+    name each before it is asked.
 
-    `engine` must have been started. Raises what engines raise, and EngineFailed for an answer that holds nothing.
+    `engine` must have been started. Raises what engines raise, and EngineFailed for an answer that holds nothing. A
+    crowd that is not answered in `crowd_s` seconds is left to itself.
     """
-    with tempfile.TemporaryDirectory(prefix="omni-warm-up-") as folder:
-        for step in _steps(Path(folder), speech):
+    with scratch() as folder:
+        for step in _steps(folder, speech):
             yield step.name
             await _ask(engine, step)
+    counting = Step("counting", Message.of("user", COUNTING), speech)
+    for crowd in (size for size in CROWDS if size <= users):
+        yield f"{crowd} users at once"
+        try:
+            async with asyncio.timeout(crowd_s):
+                await _ask_together(engine, counting, crowd)
+        except TimeoutError:
+            yield f"{crowd} users at once took longer than {crowd_s:.0f} s, so that is left out"
+            return
 
 
 def _steps(folder: Path, speech: bool) -> list[Step]:
@@ -46,6 +67,15 @@ def _steps(folder: Path, speech: bool) -> list[Step]:
         Step("picture", Message.of("user", QUESTION, picture), False),
         Step("sound", Message.of("user", QUESTION, sound), False),
     ]
+
+
+async def _ask_together(engine: Engine, step: Step, crowd: int) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(crowd):
+                group.create_task(_ask(engine, step))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 async def _ask(engine: Engine, step: Step) -> None:

@@ -234,6 +234,30 @@ class TestReply:
         with pytest.raises(MediaRejected, match=r"holiday\.mp4 cannot be read"):
             await anext(engine.reply(messages, ReplyOptions()))
 
+    async def test_only_files_in_the_lent_folder_are_named(self, connect: Any, tmp_path: Path) -> None:
+        lent, outside = tmp_path / "lent", tmp_path / "outside.wav"
+        lent.mkdir()
+        for file in (lent / "häuse 1.wav", outside):
+            file.write_bytes(b"sound")
+        (lent / "link.wav").symlink_to(outside)
+        paths = [lent / "häuse 1.wav", outside, lent / "link.wav", lent / "../outside.wav"]
+        parts = [Part("audio", path=path, mime="audio/wav") for path in paths]
+        for folder in (lent, None):
+            server = ScriptedServer()
+            engine = await connect(server, local_media=folder)
+            messages = [Message.of("user", "what?", *parts)]
+            assert [event async for event in engine.reply(messages, ReplyOptions())] == EVENTS
+            urls = [part["audio_url"]["url"] for part in server.bodies[0]["messages"][0]["content"][:-1]]
+            named = [url for url in urls if url.startswith("file://")]
+            assert named == ([(lent / "häuse 1.wav").as_uri()] if folder else [])
+            assert [url for url in urls if url not in named] == ["data:audio/wav;base64,c291bmQ="] * (4 - len(named))
+
+    async def test_a_lent_file_that_is_gone(self, connect: Any, tmp_path: Path) -> None:
+        engine = await connect(ScriptedServer(), local_media=tmp_path)
+        message = Message.of("user", "", Part("audio", path=tmp_path / "gone.wav", name="talk.wav"))
+        with pytest.raises(MediaRejected, match=r"talk\.wav cannot be read"):
+            await anext(engine.reply([message], ReplyOptions()))
+
     async def test_closing_closes_the_connection(self, connect: Any) -> None:
         server = ScriptedServer(chunk("so far"), asyncio.Event())
         reply = (await connect(server)).reply(HI, ReplyOptions())

@@ -13,7 +13,7 @@ import yaml
 
 from omni_app.errors import BadRequest, DoesNotFit
 from omni_app.hardware import GIB
-from omni_app.server import budget
+from omni_app.server import budget, fast_start, profile
 from omni_app.server.checkpoint import Checkpoint
 from omni_app.server.profile import Plan, Wishes, plan
 from tests.server.machines import H100, L40S, MACHINES, gpu, machine
@@ -279,7 +279,26 @@ def test_table_sentence_flags_and_environment(checkpoint_of: CheckpointOf, tmp_p
     assert last.startswith("GPU 0: ")
     assert found.memory.startswith("Planned: thinker ")
     assert found.flags[0] == "--omni"
-    environment = found.environment(tmp_path)
+    environment = profile.environment(tmp_path, 100)
     kept = [value for value in environment.values() if value.startswith(str(tmp_path))]
     assert len(kept) == len(set(kept)) == 5
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "100"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "wishes", "switches"),
+    [
+        ("h100", "nvfp4", Wishes(), ["parallel", "no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "bf16", Wishes(), ["no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "nvfp4", Wishes(speech=False), ["no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "nvfp4", Wishes(fast_start=False), []),
+    ],
+)
+def test_a_quick_start_takes_what_fits(
+    checkpoint_of: CheckpointOf, name: str, kind: str, wishes: Wishes, switches: list[str]
+) -> None:
+    found = plan(MACHINES[name], checkpoint_of(kind), wishes)
+    assert [switch.value for switch in found.switches] == switches
+    assert set(switches) <= set(fast_start.SWITCHES)
+    assert all(f"# Quick start: {switch.value} ({switch.reason})." in found.text for switch in found.switches)

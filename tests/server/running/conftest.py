@@ -59,6 +59,10 @@ def venv(tmp_path: Path) -> Path:
     command.parent.mkdir(parents=True)
     command.write_text(f'#!/bin/sh\nexec {sys.executable} {fake_vllm.__file__} "$@"\n')
     command.chmod(0o755)
+    # The quick start is `python -P fast_start.py SWITCHES ...`; what follows is for vllm.
+    python = command.with_name("python")
+    python.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} {fake_vllm.__file__} "$@"\n')
+    python.chmod(0o755)
     return tmp_path / "venv"
 
 
@@ -76,7 +80,7 @@ def folder(tmp_path: Path) -> ServerFolder:
 @pytest.fixture
 def launch(venv: Path, free_port: int) -> Launch:
     argv = (str(venv / "bin/vllm"), "serve", "/models/omni", "--omni", "--host", "127.0.0.1", "--port", str(free_port))
-    return Launch(argv, dict(os.environ), "/models/omni", "127.0.0.1", free_port)
+    return Launch(argv, dict(os.environ), "/models/omni", "127.0.0.1", free_port, users=8)
 
 
 def scripted(launch: Launch, script: Script) -> Launch:

@@ -29,12 +29,20 @@ async def test_an_app_that_starts_again_talks_to_the_server_that_runs(launch: La
         await one.until(lambda state: state.status == "ready")
         found, because = with_own_server(settings)
         assert found.endpoint == launch.endpoint
+        assert found.local_media is None
         assert "this data folder" in because
         assert engines.choose(found)[0].name == "vllm-omni"
         for other in ({"engine": "builtin"}, {"endpoint": "http://elsewhere"}):
             chosen = settings.model_copy(update=other)
             assert with_own_server(chosen) == (chosen, "")
     assert with_own_server(settings) == (settings, "")
+
+
+async def test_a_server_that_may_read_visitors_media_is_known_to(launch: Launch, folder: ServerFolder) -> None:
+    async with watched(replace(launch, local_media="/data/visitors"), folder) as one:
+        await one.until(lambda state: state.status == "ready")
+        found, _ = with_own_server(Settings(data_dir=folder.path.parent))
+        assert found.local_media == Path("/data/visitors")
 
 
 @pytest.fixture

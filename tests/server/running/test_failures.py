@@ -28,7 +28,7 @@ MESSAGES = [
         "only 0.49 GiB are free",
     ),
     (
-        "ValueError: To serve at least one request with the models's max seq len (65536), (6.0 GiB KV cache is needed, "
+        "ValueError: To serve at least one request with the model's max seq len (65536), (6.0 GiB KV cache is needed, "
         "which is larger than the available KV cache memory (3.5 GiB). Based on the available memory, ...",
         "context of 65536 tokens: it needs 6.0 GiB of KV cache, and 3.5 GiB are left",
     ),
@@ -53,13 +53,25 @@ MESSAGES = [
         "ValueError: There is no module or parameter named 'talker.codec_head.weight_packed' in Qwen3Omni",
         "talker.codec_head.weight_packed",
     ),
-    ("KeyError: 'code_predictor.lm_head.0.weight_packed'", "code_predictor.lm_head.0.weight_packed"),
+    ("ValueError: There is no module or parameter named 'visuals.x' in Qwen3Omni. The", "no place for: visuals.x."),
+    ("ValueError: Unknown weight prefix: decoder", "no place for: decoder."),
+    ("RuntimeError: local_rank 1 is out of bounds for assigned_physical_gpu_ids [0]", "this machine has: 0."),
     (
-        "ValueError: Weight output_size_per_partition = 24 is not divisible by min_thread_n = 64.",
+        "StageAdmissionError: parallel_stage_init admission failed — per-device budget exceeds capacity. Lower",
+        "--no-fast-start",
+    ),
+    (
+        "ValueError: Weight output_size_per_partition = 24 is not divisible by  min_thread_n = 64. Consider reducing",
         "quantized in a way",
     ),
-    ("ValueError: moe_backend='triton' is not supported for NVFP4", "Set it to auto"),
-    ("ValueError: explicit engine argument(s) with no structured config owner: ['enable_lora']", "enable_lora"),
+    (
+        "ValueError: moe_backend='triton' is not supported for NvFP4 MoE. Expected one of ['cutlass'].",
+        "moe_backend triton cannot run NvFP4 experts. Set it to auto",
+    ),
+    (
+        "ValueError: Stage 0 (llm_ar) has explicit engine argument(s) with no structured config owner: ['enable_lora']",
+        "enable_lora",
+    ),
     ("vllm serve: error: unrecognized arguments: --frobnicate", "--frobnicate"),
     ("OSError: [Errno 28] No space left on device", "Make room"),
     ("pydantic_core.ValidationError: 1 validation error for CacheConfig block_size must be", "refused by CacheConfig"),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from omni_app.server import log
+from omni_app.server import log, process
 from omni_app.server.log import Follower, StartupLog
+from omni_app.server.state import ServerFolder, ServerState
 from tests.server.fake_vllm import LOGS
 
 
@@ -32,6 +33,22 @@ def test_a_warm_start_in_phases_and_seconds_of_the_logs_own_clock() -> None:
     assert (code2wav.weights_gib, code2wav.room_tokens, code2wav.pid) == (0.47, None, 4788)
     assert startup.kernels == ["MarlinNvFp4LinearKernel", "MARLIN"]
     assert thinker.words(0.0).startswith("thinker: ready (19.3 GiB of weights, room for 160,672 tokens, ")
+
+
+@pytest.mark.parametrize(
+    ("path", "cold"),
+    [
+        (LOGS / "vllm026_warm_ready.log.gz", False),
+        (LOGS / "vllm026_cold_init_timeout.log.gz", True),
+        (LOGS.parent / "vllm_omni_0_30/startup_cold.log.gz", True),
+        (LOGS.parent / "vllm_omni_0_30/startup_warm.log.gz", False),
+    ],
+)
+def test_a_cold_start_is_told_from_a_warm_one(path: Path, cold: bool) -> None:
+    startup = StartupLog()
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+        startup.feed(line)
+    assert startup.compiled is cold
 
 
 def test_a_start_of_0_30_that_ended_early() -> None:
@@ -104,6 +121,21 @@ def test_a_log_is_followed_through_half_lines_and_progress_bars(tmp_path: Path) 
     with path.open("ab") as file:
         file.write("\xa4".encode("latin-1"))
     assert list(follower.flush()) == ["halä"]
+
+
+def test_the_log_of_a_server_that_nobody_watches_does_not_fill_the_disk(
+    folder: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "MOST_LOG_BYTES", 10)
+    child, server = process.start(["sleep", "600"], {}, folder.fresh_log())
+    gone = server.model_copy(update={"started_ticks": 1})
+    folder.write(ServerState(status="ready", supervisor=gone, server=server))
+    for text in ("short", "a long line"):
+        folder.log.write_text(text)
+        assert "nobody watches it" in folder.read().message
+        assert folder.log.read_text() == ("short" if text == "short" else "")
+    child.kill()
+    child.wait()
 
 
 def test_a_log_that_grew_large_is_emptied_and_followed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,10 +50,25 @@ async def test_good_start_is_told_in_words_warmed_up_and_stopped_to_the_last_pro
     statuses = list(dict.fromkeys(state.status for state in one.states))
     assert statuses == ["starting", "warming up", "ready", "stopping", "stopped"]
     warmed = [state.message for state in one.states if state.status == "warming up"]
-    assert warmed == ["Warming up: text and speech.", "Warming up: picture.", "Warming up: sound."]
+    assert warmed == [
+        "Warming up: text and speech.", "Warming up: picture.", "Warming up: sound.", "Warming up: 2 users at once.",
+    ]  # fmt: skip
     assert [stage.name for stage in state.stages] == ["thinker", "talker", "code2wav"]
     assert all("ready" in line for line in state.lines()[1:])
     assert folder.read().status == "stopped"
+
+
+async def test_cold_and_warm_starts_are_remembered_for_a_model(launch: Launch, folder: ServerFolder) -> None:
+    compiles = Script(says="Compiling a graph for compile range (1, 8192) takes 103.39 s")
+    for script in (compiles, Script()):
+        async with watched(scripted(launch, script), folder) as one:
+            state = await one.until(ready)
+        assert ("compiled kernels anew" in state.message) is (script is compiles)
+    kept = folder.read()
+    assert kept.cold_start_s is not None
+    assert kept.warm_start_s is not None
+    async with watched(replace(launch, model="/models/other"), folder) as one:
+        assert (await one.until(ready)).cold_start_s is None
 
 
 async def test_phases_appear_while_the_server_starts(launch: Launch, folder: ServerFolder) -> None:

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from omni_app import hardware
 from omni_app.errors import BadRequest, EngineUnavailable
 from omni_app.server import prepare, process
 from omni_app.server.foreground import Narrator
 from omni_app.server.log import Stage
 from omni_app.server.prepare import Order
+from omni_app.server.profile import Wishes
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.settings import Settings
+from omni_app.ui.store import VISITORS
 from tests.server.fake_vllm import ROOT, Script
+from tests.server.machines import MACHINES
 
 
 @pytest.fixture
@@ -109,10 +113,10 @@ def test_preparing_a_model_that_does_not_fit_here(
 
 
 def test_the_servers_environment_has_its_tools_and_none_of_our_secrets(
-    venv: Path, deploy: Path, monkeypatch: pytest.MonkeyPatch
+    venv: Path, deploy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMNI_AUTH", "user:password")
-    settings = Settings(serve_venv=venv, api_key="secret")
+    settings = Settings(serve_venv=venv, api_key="secret", data_dir=tmp_path, cache_dir=tmp_path / "cache")
     launch = prepare.prepare(settings, Order(Path("/m"), deploy_config=deploy)).launch
     assert "OMNI_AUTH" not in launch.env
     assert launch.env["PATH"].startswith(f"{venv}/bin:")
@@ -120,6 +124,43 @@ def test_the_servers_environment_has_its_tools_and_none_of_our_secrets(
     assert "secret" not in " ".join(launch.argv)
     assert launch.argv[:3] == (f"{venv}/bin/vllm", "serve", "/m")
     assert "--omni" in launch.argv
+    assert launch.env["TRITON_CACHE_DIR"] == str(tmp_path / "cache/triton")
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is taken for one with an H100."""
+    monkeypatch.setattr(hardware, "detect", lambda *_: MACHINES["h100"])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.usefixtures("h100")
+def test_a_quick_start_runs_the_servers_python_on_our_switches(
+    venv: Path, tmp_path: Path, folder_of: Callable[[str], Path], fast: bool
+) -> None:
+    settings = Settings(serve_venv=venv, data_dir=tmp_path)
+    prepared = prepare.prepare(settings, Order(folder_of("nvfp4"), Wishes(fast_start=fast)))
+    argv = prepared.launch.argv
+    if fast:
+        assert argv[:2] == (f"{venv}/bin/python", "-P")
+        assert Path(argv[2]).is_file()
+        assert argv[3:5] == ("parallel,no-sampler-warm-up,no-request-tables", "serve")
+        assert "Quick start: no-sampler-warm-up (99 s less" in "\n".join(prepared.lines())
+    else:
+        assert argv[:2] == (f"{venv}/bin/vllm", "serve")
+
+
+@pytest.mark.parametrize(("host", "allowed"), [("127.0.0.1", True), ("0.0.0.0", False)])
+@pytest.mark.usefixtures("h100")
+def test_only_a_server_for_this_machine_may_read_visitors_media(
+    venv: Path, tmp_path: Path, folder_of: Callable[[str], Path], host: str, allowed: bool
+) -> None:
+    settings = Settings(serve_venv=venv, data_dir=tmp_path, serve_host=host)
+    launch = prepare.prepare(settings, Order(folder_of("nvfp4"))).launch
+    folder = tmp_path / VISITORS
+    assert launch.local_media == (str(folder) if allowed else "")
+    assert folder.is_dir() is allowed
+    assert (f"--allowed-local-media-path {folder}" in " ".join(launch.argv)) is allowed
 
 
 def test_the_narrator_tells_each_thing_once() -> None:

@@ -1,6 +1,8 @@
-"""Run `vllm serve ... --omni` with start-up switches that vLLM-Omni 0.30 has but its command line does not offer.
+"""Runs `vllm serve ... --omni` with start-up switches that vLLM-Omni 0.30 has but its command line does not offer.
 
-    python serve_fast_start.py parallel,no-sampler-warm-up serve MODEL --omni --deploy-config deploy.yaml ...
+    python fast_start.py parallel,no-sampler-warm-up serve MODEL --omni --deploy-config deploy.yaml ...
+
+It is run by the server's own interpreter, which knows nothing of this app, so it imports nothing of ours.
 
 parallel             start the stages that share a GPU at the same time (the engine's parallel_stage_init). Give each
                      stage kv_cache_memory_bytes: the measured KV size would count the other stages' memory as well.
@@ -9,16 +11,20 @@ no-locks             with parallel: let the stages profile and compile at the sa
                      makes its memory measurement needless.
 no-sampler-warm-up   do not compile the Triton top-k/top-p sampling kernels before serving (kernel_config's
                      enable_jit_warmup). The first request that samples compiles the few variants it needs instead.
-none                 neither: the same as `vllm serve`.
+no-request-tables    do not log a table of 30 lines for each answer; /metrics counts as before.
+none                 none of them: the same as `vllm serve`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import logging
 import os
 import sys
 from typing import Any
 
-SWITCHES = ("parallel", "no-locks", "no-sampler-warm-up", "none")
+VERSION = "0.30."
+"""Of vLLM-Omni: the switches reach into it, and other versions may have moved what they reach for."""
 NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
 
 
@@ -32,6 +38,10 @@ def start_stages_in_parallel() -> None:
         original(self, *args, **kwargs)
 
     AsyncOmni.__init__ = init
+
+
+def tell_stages_to_leave_out_locks() -> None:
+    os.environ[NO_LOCKS] = "1"
 
 
 def leave_out_phase_locks() -> None:
@@ -57,6 +67,19 @@ def skip_sampler_warm_up() -> None:
     EngineArgs.create_engine_config = create
 
 
+def leave_out_request_tables() -> None:
+    logging.getLogger("vllm_omni.metrics.stats").setLevel(logging.WARNING)
+
+
+SWITCHES = {
+    "parallel": start_stages_in_parallel,
+    "no-locks": tell_stages_to_leave_out_locks,
+    "no-sampler-warm-up": skip_sampler_warm_up,
+    "no-request-tables": leave_out_request_tables,
+    "none": lambda: None,
+}
+
+
 def main() -> None:
     if len(sys.argv) < 3 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
@@ -65,12 +88,12 @@ def main() -> None:
     if unknown := set(switches) - set(SWITCHES):
         raise SystemExit(f"unknown switch: {', '.join(sorted(unknown))}; known: {', '.join(SWITCHES)}")
     sys.argv = ["vllm", *sys.argv[2:]]
-    if "parallel" in switches:
-        start_stages_in_parallel()
-    if "no-locks" in switches:
-        os.environ[NO_LOCKS] = "1"
-    if "no-sampler-warm-up" in switches:
-        skip_sampler_warm_up()
+    found = importlib.metadata.version("vllm-omni")
+    if found.startswith(VERSION):
+        for switch in switches:
+            SWITCHES[switch]()
+    else:
+        print(f"The quick start is made for vLLM-Omni {VERSION}x; {found} starts as it is.", flush=True)
     from vllm_omni.entrypoints.cli.main import main as serve
 
     serve()

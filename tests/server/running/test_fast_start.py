@@ -1,0 +1,92 @@
+"""The quick start, run as the server's interpreter runs it, on a stand-in for the parts of vLLM-Omni that it reaches.
+
+Their names and signatures are those of vllm 0.30.0 and vllm-omni 0.30.0; tests/server/test_profile.py compares with the
+installed packages where there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omni_app.server import fast_start
+
+FILES = {
+    "vllm_omni/entrypoints/async_omni.py": "class AsyncOmni:\n"
+    "    def __init__(self, *, model, **kwargs): self.given = kwargs\n",
+    "vllm_omni/engine/stage_phase_lock.py": "",
+    "vllm/engine/arg_utils.py": "from types import SimpleNamespace as N\n"
+    "class EngineArgs:\n"
+    "    def create_engine_config(self): return N(kernel_config=N(enable_jit_warmup=True))\n",
+    "vllm_omni/entrypoints/cli/main.py": """
+import json, logging, os, sys
+def main():
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm_omni.entrypoints.async_omni import AsyncOmni
+    told = {
+        "argv": sys.argv, "given": AsyncOmni(model="m").given,
+        "warm_up": EngineArgs().create_engine_config().kernel_config.enable_jit_warmup,
+        "tables": logging.getLogger("vllm_omni.metrics.stats").isEnabledFor(logging.INFO),
+        "locks": "OMNI_START_WITHOUT_LOCKS" not in os.environ, "path": sys.path[0],
+    }
+    print(json.dumps(told))
+""",
+}
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("import logging; logging.getLogger().setLevel(0)\n" + text)
+    version(tmp_path, "0.30.0")
+    return tmp_path
+
+
+def version(packages: Path, number: str) -> None:
+    info = packages / "vllm_omni-0.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm-omni\nVersion: {number}\n")
+
+
+def run(packages: Path, switches: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", str(fast_start.__file__), switches, "serve", "/m", "--omni"], text=True,
+        capture_output=True, env={**os.environ, "PYTHONPATH": str(packages)}, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("switches", "changed"),
+    [
+        ("none", {}),
+        ("parallel", {"given": {"parallel_stage_init": True}}),
+        ("no-sampler-warm-up", {"warm_up": False}),
+        ("no-request-tables", {"tables": False}),
+        ("parallel,no-locks", {"given": {"parallel_stage_init": True}, "locks": False}),
+    ],
+)
+def test_each_switch_does_its_one_thing(packages: Path, switches: str, changed: dict[str, object]) -> None:
+    told = json.loads(run(packages, switches).stdout)
+    plain = {"argv": ["vllm", "serve", "/m", "--omni"], "given": {}, "warm_up": True, "tables": True, "locks": True}
+    assert told.pop("path") == str(packages)
+    assert told == {**plain, **changed}
+
+
+def test_another_version_starts_as_it_is(packages: Path) -> None:
+    version(packages, "0.31.2")
+    notice, told = run(packages, "parallel").stdout.splitlines()
+    assert "0.31.2 starts as it is" in notice
+    assert json.loads(told)["given"] == {}
+
+
+def test_an_unknown_switch_is_refused(packages: Path) -> None:
+    refused = run(packages, "faster")
+    assert refused.returncode == 1
+    assert "unknown switch: faster" in refused.stderr
