@@ -14,7 +14,7 @@ from omni_app.settings import Settings
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in ("run", "serve", "doctor", "bench", "fetch"))
+    assert all(name in said for name in ("run", "serve", "doctor", "bench", "transcribe", "fetch"))
     assert main([]) == 0
     assert capsys.readouterr().out == said
 
@@ -63,6 +63,8 @@ def test_a_wrong_environment_variable_is_named(
         (["bench", "--prompts", "/nowhere.txt"], "/nowhere.txt cannot be read"),
         (["bench", "--endpoint", "ftp://x"], "OMNI_ENDPOINT must be an address"),
         (["run", "--engine", "nope"], "no engine called nope"),
+        (["transcribe", "assets/sign.png"], "There is no sound in sign.png"),
+        (["transcribe", "/nowhere.wav"], "nowhere.wav"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_status_1(
@@ -77,3 +79,9 @@ def test_what_cannot_be_done_is_one_sentence_and_status_1(
 def test_doctor_says_it_in_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["doctor", "--json", "--data-dir", str(tmp_path)]) in (0, 1)
     assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.models
+def test_transcribe_prints_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", "assets/question.wav"]) == 0
+    assert "largest planet" in capsys.readouterr().out.lower()
