@@ -1,9 +1,9 @@
 """Why a server did not start or died, in one sentence with the way out.
 
-Each pattern was compared with the place that writes the message, named above its rule: vllm 0.30.0 and vllm-omni 0.30.0
-(paths within their packages), transformers 5, argparse, the C library, CUDA's own error strings. `recorded` means that a
-log of a real start with it is among the tests' data. PyTorch's messages are written in C++, by c10/cuda, and are taken
-from reports of them.
+Each pattern was compared with the place that writes the message, named above its rule: vllm 0.30.0 and vllm-omni
+0.30.0 (paths within their packages), transformers 5, argparse, the C library, CUDA's own error strings. `recorded` means
+that a log of a real start with it is among the tests' data. PyTorch's messages are written in C++, by c10/cuda, and are
+taken from reports of them.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ RULES: tuple[Rule, ...] = (
     # vllm/model_executor/models/utils.py; vllm-omni model_executor/models/qwen3_omni/qwen3_omni.py
     _rule(
         r"There is no module or parameter named '?(?P<part>[\w.]+)|Unknown weight prefix: (?P<prefix>[\w.]+)",
-        "The checkpoint holds a tensor that Qwen3-Omni has no place for: {part}{prefix}. Take the original model's names.",
+        "The checkpoint holds a tensor that Qwen3-Omni has no place for: {part}{prefix}. Keep the original model's "
+        "names.",
     ),
     # vllm/model_executor/layers/quantization: compressed_tensors/, utils/marlin_utils.py (two spaces, in one of them)
     _rule(
