@@ -21,6 +21,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 VERSION = "0.30."
@@ -71,7 +72,7 @@ def leave_out_request_tables() -> None:
     logging.getLogger("vllm_omni.metrics.stats").setLevel(logging.WARNING)
 
 
-SWITCHES = {
+SWITCHES: dict[str, Callable[[], None]] = {
     "parallel": start_stages_in_parallel,
     "no-locks": tell_stages_to_leave_out_locks,
     "no-sampler-warm-up": skip_sampler_warm_up,
