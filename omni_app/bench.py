@@ -11,14 +11,18 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from omni_app import vllm_bench
 from omni_app.conversation import AudioDelta, Message, ReplyOptions
 from omni_app.engines.base import Engine
 from omni_app.engines.vllm_omni import VllmOmniEngine
 from omni_app.errors import BadRequest, OmniError
 from omni_app.meter import ReplyFigures, ReplyMeter
+from omni_app.scrape import Counts, ServerFigures, between, scrape
 from omni_app.server import gpu_memory
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.settings import Settings
+from omni_app.versus import Summary
+from omni_app.vllm_bench import Errand
 
 TOPICS = (
     "a bicycle stays upright", "bread rises", "a kite flies", "soap cleans", "a magnet works", "rain forms",
@@ -95,17 +99,41 @@ class Report:
     first: Answer
     """The very first answer, which is cold when the server was just started."""
     rows: tuple[Row, ...]
-    start_s: float | None
-    """From the start of the server to ready; None when it was not started from this data folder."""
+    starts_s: Mapping[str, float]
+    """From the start of the server to ready, `cold` and `warm`; empty when it was not started from this data folder."""
     memory_gib: Mapping[str, float]
+    server: ServerFigures | None
+    """What it counted itself; None when it is no vllm-omni server."""
+    vllm_bench: Mapping[str, float]
+    """Of `vllm bench serve --omni`, if that was asked for."""
+
+    @property
+    def summary(self) -> Summary:
+        """Of the row with the fewest users; medians."""
+        row = min(self.rows, key=lambda one: one.users, default=Row(0, 0.0, ()))
+
+        def median(name: str, scale: float = 1.0) -> float | None:
+            values = row.values(name)
+            return statistics.median(values) * scale if values else None
+
+        return Summary(
+            name=Path(self.model).name, memory_gib=sum(self.memory_gib.values()) or None,
+            tokens_per_second=median("tokens_per_second"), first_text_ms=median("first_text_s", 1000),
+            first_sound_ms=median("first_sound_s", 1000), real_time_factor=median("real_time_factor"),
+        )  # fmt: skip
 
     def as_json(self) -> str:
         rows = [asdict(row) | {"tokens_per_second": row.tokens_per_second} for row in self.rows]
-        return json.dumps(asdict(self) | {"rows": rows}, indent=1)
+        return json.dumps({"summary": self.summary.model_dump(), **asdict(self), "rows": rows}, indent=1)
 
 
-async def measure(settings: Settings, load: Load, report: Callable[[str], None] = print) -> Report:
-    """Measure what `settings.endpoint` serves. Raises BadRequest, and EngineUnavailable when nobody answers there."""
+async def measure(
+    settings: Settings, load: Load, report: Callable[[str], None] = print, *, with_vllm: bool = False
+) -> Report:
+    """Measure what `settings.endpoint` serves. Raises BadRequest, and EngineUnavailable when nobody answers there.
+
+    `with_vllm`: let the server's own tool measure it too; raises what `vllm_bench.run` does.
+    """
     if not load.questions:
         raise BadRequest("There is no question to ask: the file of prompts holds no line.")
     engine = VllmOmniEngine(settings)
@@ -114,13 +142,30 @@ async def measure(settings: Settings, load: Load, report: Callable[[str], None] 
         model = engine.status().model
         report(f"{model} at {settings.endpoint}")
         first = await _ask(engine, load, 0)
+        before = await _counts(settings)
         rows = [await _row(engine, load, users, report) for users in load.users]
+        server = between(before, await _counts(settings))
     finally:
         await engine.close()
     state = _state_of(settings)
-    return Report(
-        settings.endpoint, model, load, first, tuple(rows), state.ready_after_s, gpu_memory.by_stage(state),
-    )  # fmt: skip
+    memory = await asyncio.to_thread(gpu_memory.by_stage, state)
+    own = await _with_vllm(settings, load, model, report) if with_vllm else {}
+    return Report(settings.endpoint, model, load, first, tuple(rows), _starts(state), memory, server, own)
+
+
+async def _counts(settings: Settings) -> Counts:
+    return await scrape(settings.endpoint, settings.api_key.get_secret_value())
+
+
+async def _with_vllm(settings: Settings, load: Load, model: str, report: Callable[[str], None]) -> dict[str, float]:
+    report("vllm bench serve --omni")
+    errand = Errand(settings.endpoint, model, min(load.users), load.tokens, load.extra, load.speech)
+    return await vllm_bench.run(settings.serve_venv, errand, settings.api_key.get_secret_value())
+
+
+def _starts(state: ServerState) -> dict[str, float]:
+    known = {"cold": state.cold_start_s, "warm": state.warm_start_s}
+    return {name: seconds for name, seconds in known.items() if seconds is not None}
 
 
 def _state_of(settings: Settings) -> ServerState:
@@ -176,9 +221,12 @@ def table(report: Report) -> str:
 def _notes(report: Report) -> list[str]:
     first = report.first
     notes = [f"Very first answer: {first.error or ReplyFigures.line(first.figures)}."]
-    notes += [f"Start to ready: {report.start_s:.0f} s."] if report.start_s else []
+    starts = ", ".join(f"{seconds:.0f} s {name}" for name, seconds in report.starts_s.items())
+    notes += [f"Start to ready: {starts}."] if starts else []
     held = ", ".join(f"{name} {gib:.1f} GiB" for name, gib in report.memory_gib.items())
     notes += [f"GPU memory: {held}; together {sum(report.memory_gib.values()):.1f} GiB."] if held else []
+    notes += [f"The server's own count: {report.server.line()}."] if report.server else []
+    notes += [f"vllm bench: {vllm_bench.line(report.vllm_bench)}."] if report.vllm_bench else []
     errors = {answer.error for row in report.rows for answer in row.answers if answer.error}
     return notes + [f"Failed: {error}" for error in sorted(errors)]
 

@@ -76,16 +76,21 @@ class Bench(Settings):
     prompts: Path | None = Field(None, description="Questions to ask, one a line.")
     extra: dict[str, object] = Field({}, description="More fields of each request, as JSON.")
     out: Path | None = Field(None, description="Write all figures to this file, as JSON.")
+    baseline: list[Path] = Field([], description="Files of earlier --out, to compare with; the first counts as 1.")
+    vllm_bench: bool = Field(False, description="Let `vllm bench serve --omni` of the serve environment measure too.")
 
     def cli_cmd(self) -> None:
-        from omni_app import bench
+        from omni_app import bench, versus
 
+        baselines = [versus.summary_of(path) for path in self.baseline]
         own_api = {"endpoint": f"http://127.0.0.1:{self.port}", "api_key": self.serve_key}
         settings = self if self.endpoint else self.model_copy(update=own_api)
         questions = bench.questions_of(self.prompts) if self.prompts else bench.QUESTIONS
         load = bench.Load(tuple(self.users), self.rounds, self.tokens, self.speech, questions, self.extra)
-        report = asyncio.run(bench.measure(settings, load))
+        report = asyncio.run(bench.measure(settings, load, with_vllm=self.vllm_bench))
         print(bench.table(report))
+        if baselines:
+            print(f"\n{versus.table(baselines, report.summary)}")
         if self.out:
             self.out.write_text(report.as_json() + "\n")
         if not any(row.good for row in report.rows):

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
-from omni_app import api, bench
+from omni_app import api, bench, versus, vllm_bench
 from omni_app.bench import Load, Playback
 from omni_app.cli import main
-from omni_app.errors import BadRequest
+from omni_app.errors import BadRequest, EngineFailed, EngineUnavailable
 from omni_app.media import Limits
 from omni_app.runner import Runner
+from omni_app.scrape import between, read, scrape
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.settings import Settings
+from omni_app.versus import Summary
+from omni_app.vllm_bench import Errand
 from tests.conftest import Serve
 from tests.scripted import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 Served = Callable[[], str]
+DATA = Path(__file__).parent / "data/vllm_omni_0_30"
 
 
 @pytest.fixture
@@ -72,11 +82,128 @@ async def test_failed_answers_are_counted_and_named(endpoint: str) -> None:
 
 
 async def test_a_server_of_this_data_folder_tells_how_long_it_took_to_start(endpoint: str, tmp_path: Path) -> None:
-    ServerFolder(tmp_path).write(ServerState(status="stopped", endpoint=endpoint, ready_after_s=378.0))
+    state = ServerState(status="stopped", endpoint=endpoint, cold_start_s=378.0, warm_start_s=120.0)
+    ServerFolder(tmp_path).write(state)
     report = await bench.measure(
         Settings(endpoint=endpoint, data_dir=tmp_path), Load((1,), 1), report=lambda line: None
     )
-    assert "Start to ready: 378 s." in bench.table(report)
+    assert "Start to ready: 378 s cold, 120 s warm." in bench.table(report)
+    assert report.server is None
+
+
+async def test_what_the_server_counted_meanwhile(serve: Serve, engine: ScriptedEngine) -> None:
+    """The recorded page of a real server stands in for this one's: once as it was, then with two answers more."""
+    page = gzip.decompress((DATA / "metrics.txt.gz").read_bytes()).decode()
+    done = 'requests_success_total{finished_reason="stop",model_name="/models/qwen3-omni-nvfp4"} '
+    pages = iter([page, page.replace(f"{done}10.0", f"{done}12.0")])
+    settings = Settings(max_replies=8)
+    runner = Runner(engine, "", settings.max_replies)
+    runner.start()
+
+    def metrics(_: Request) -> PlainTextResponse:
+        return PlainTextResponse(next(pages))
+
+    routes = [Route("/metrics", metrics), *api.routes(runner, settings, Limits.of(settings))]
+    endpoint = await serve(Starlette(routes=routes))
+    report = await bench.measure(Settings(endpoint=endpoint), Load((1,), 1), report=lambda line: None)
+    assert report.server is not None
+    assert (report.server.answers, report.server.failed, report.server.still_known) == (2, 0, 0)
+    assert report.server.kv_use.keys() == {"thinker", "talker", "code2wav"}
+    assert "The server's own count: 2 answers, 0 failed." in bench.table(report)
+    assert json.loads(report.as_json())["server"]["answers"] == 2
+
+
+def test_means_are_of_the_time_between() -> None:
+    page = gzip.decompress((DATA / "metrics.txt.gz").read_bytes()).decode()
+    counted = between({}, read(page))
+    assert counted is not None
+    assert counted.answers == 18
+    assert counted.first_sound_s == pytest.approx(3.0581605 / 8)
+    assert counted.real_time_factor == pytest.approx(4.8253388 / 10)
+    assert counted.underrun_s == 0
+    assert "first sound 382 ms, real-time factor 0.48, stood still 0 ms" in counted.line()
+    assert between(read(page), read(page)).first_sound_s is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("page", ["", "<html>", "up 1\n", "broken{ 1\n", "vllm_omni: x\n"])
+def test_a_page_of_something_else_counts_nothing(page: str) -> None:
+    assert between({}, read(page)) is None
+
+
+async def test_an_endpoint_without_metrics(serve: Serve, unused_address: str) -> None:
+    assert await scrape(unused_address) == {}
+    assert await scrape(await serve(Starlette())) == {}
+    assert await scrape("http://[") == {}
+
+
+def test_a_speed_up_is_over_the_first_baseline() -> None:
+    slow = Summary(name="bf16", memory_gib=67, tokens_per_second=120, first_text_ms=40)
+    fast = Summary(name="nvfp4", memory_gib=54, tokens_per_second=240, first_text_ms=31, real_time_factor=0.125)
+    unknown = Summary(name="elsewhere")
+    assert versus.table([slow, unknown], fast).splitlines()[2:] == [
+        "| bf16 | 67.0 | 120 | 40 | - | - | 1.00 x |",
+        "| elsewhere | - | - | - | - | - | - |",
+        "| nvfp4 | 54.0 | 240 | 31 | - | 0.12 | 2.00 x |",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"summary": {}}', '{"summary": {"name": "x", "memory_gib": "?"}}'])
+def test_a_file_that_is_no_baseline(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(text)
+    with pytest.raises(BadRequest, match="no baseline"):
+        versus.summary_of(path)
+    with pytest.raises(BadRequest, match="no baseline"):
+        versus.summary_of(tmp_path / "none.json")
+
+
+class TestVllmBench:
+    """A stand-in for the tool, whose options and result are those of vllm-omni 0.30's `vllm bench serve --omni`."""
+
+    TOOL = """
+import argparse, json, os, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("command", nargs=2)
+for flag in ("omni", "save-result", "disable-tqdm"):
+    parser.add_argument(f"--{flag}", action="store_true")
+for name in ("backend base-url endpoint model dataset-name random-input-len random-output-len num-prompts "
+             "max-concurrency extra-body percentile-metrics result-dir result-filename").split():
+    parser.add_argument(f"--{name}", required=True)
+given = parser.parse_args()
+assert given.command == ["bench", "serve"] and json.loads(given.extra_body) == {"modalities": ["text"], "seed": 1}
+if os.environ["OPENAI_API_KEY"] == "wrong":
+    sys.exit("Error: 401 Unauthorized")
+with open(os.path.join(given.result_dir, given.result_filename), "w") as file:
+    json.dump({"completed": int(given.num_prompts), "failed": 0, "median_ttft_ms": 31.5, "date": "x"}, file)
+"""
+
+    @pytest.fixture
+    def venv(self, tmp_path: Path) -> Path:
+        tool = tmp_path / "venv/bin/vllm"
+        tool.parent.mkdir(parents=True)
+        tool.write_text(f"#!{sys.executable}\n{self.TOOL}")
+        tool.chmod(0o755)
+        return tmp_path / "venv"
+
+    @pytest.fixture
+    def errand(self, tmp_path: Path) -> Errand:
+        (tmp_path / "config.json").touch()
+        return Errand("http://127.0.0.1:1", str(tmp_path), 2, 50, {"seed": 1}, speech=False)
+
+    async def test_its_figures_are_told(self, venv: Path, errand: Errand) -> None:
+        figures = await vllm_bench.run(venv, errand, "")
+        assert figures == {"completed": 8, "failed": 0, "median_ttft_ms": 31.5}
+        assert vllm_bench.line(figures) == "answers 8, failed 0, median first text ms 31.5"
+
+    async def test_what_it_said_last_when_it_failed(self, venv: Path, errand: Errand) -> None:
+        with pytest.raises(EngineFailed, match="it said last: Error: 401 Unauthorized"):
+            await vllm_bench.run(venv, errand, "wrong")
+
+    async def test_without_the_tool_or_the_tokenizer(self, venv: Path, errand: Errand, tmp_path: Path) -> None:
+        with pytest.raises(EngineUnavailable, match="make serve"):
+            await vllm_bench.run(tmp_path, errand, "")
+        with pytest.raises(BadRequest, match="where the server runs"):
+            await vllm_bench.run(venv, replace(errand, model="echo"), "")
 
 
 def test_gaps_are_what_a_player_that_starts_at_once_would_hear() -> None:
@@ -109,6 +236,11 @@ async def test_the_command_prints_the_table_and_writes_json(
     assert await asyncio.to_thread(main, arguments) == 0
     assert "| real-time factor |" in capsys.readouterr().out
     assert len(json.loads(out.read_text())["rows"]) == 2
+    assert await asyncio.to_thread(main, [*arguments, "--baseline", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("| echo | - |")
+    assert lines[-2].endswith(" 1.00 x |")
+    assert lines[-1].startswith("| echo | - |")
 
 
 async def test_the_command_fails_when_every_answer_did(endpoint: str, tmp_path: Path) -> None:

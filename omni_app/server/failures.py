@@ -1,9 +1,9 @@
 """Why a server did not start or died, in one sentence with the way out.
 
 Each pattern was compared with the place that writes the message, named above its rule: vllm 0.30.0 and vllm-omni
-0.30.0 (paths within their packages), transformers 5, argparse, the C library, CUDA's error strings. `recorded` means that
-a log of a real start with it is among the tests' data. PyTorch's messages are written in C++, by c10/cuda, and are taken
-from reports of them.
+0.30.0 (paths within their packages), transformers 5, argparse, the C library, CUDA's error strings. `recorded` means
+that a log of a real start with it is among the tests' data. PyTorch's messages are written in C++, by c10/cuda, and
+are taken from reports of them.
 """
 
 from __future__ import annotations
