@@ -186,18 +186,23 @@ def engine(patient: Patient) -> Iterator[Finding]:
         return
     yield Finding("engine", spec.name, why)
     if endpoint := patient.settings.endpoint.rstrip("/"):
-        yield _reached(endpoint)
+        yield _reached(endpoint, patient.settings.api_key.get_secret_value())
 
 
-def _reached(endpoint: str) -> Finding:
+def _reached(endpoint: str, key: str) -> Finding:
     import httpx
 
+    base, headers = endpoint.removesuffix("/v1"), {"authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(f"{endpoint.removesuffix('/v1')}/health", timeout=_HEALTH_SECONDS)
+        answer = httpx.get(f"{base}/health", headers=headers, timeout=_HEALTH_SECONDS)
+        if answer.status_code == 404:  # not every OpenAI-style server has that page
+            answer = httpx.get(f"{base}/v1/models", headers=headers, timeout=_HEALTH_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding("endpoint", endpoint, f"cannot be reached ({error}); start the server or correct it", "fail")
     if answer.is_success:
         return Finding("endpoint", endpoint, "healthy")
+    if answer.status_code in (401, 403):
+        return Finding("endpoint", endpoint, "refuses our key; set OMNI_API_KEY to the right one", "fail")
     return Finding("endpoint", endpoint, f"answers with HTTP {answer.status_code}; it may still be loading", "warn")
 
 
@@ -248,10 +253,12 @@ def microphone(patient: Patient) -> Iterator[Finding]:
     settings = patient.settings
     if settings.share:
         yield Finding("microphone", "works", "the share link is HTTPS")
+    elif settings.https:
+        yield Finding("microphone", "works", "the app serves HTTPS, with a certificate that it made itself")
     elif settings.host in LOOPBACK:
         yield Finding("microphone", "works on this machine", "browsers trust localhost without HTTPS")
     else:
         reason = (
-            f"browsers give it to other machines only over HTTPS: put a proxy with a certificate before {settings.host}"
+            f"browsers give it to other machines only over HTTPS: start with --https"
         )
         yield Finding("microphone", "works on this machine only", reason, "warn")

@@ -13,7 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OMNI_", cli_kebab_case=True, cli_implicit_flags=True, extra="ignore")
 
-    engine: str = Field("auto", description="Which engine answers: auto, builtin, vllm-omni, openai-compatible.")
+    engine: str = Field(
+        "auto", description="Which engine answers: auto, builtin, vllm-omni, openai-compatible, transformers."
+    )
     endpoint: str = Field("", description="Address of a running model server, for example http://host:8091.")
     endpoint_model: str = Field("", description="Which of that server's models answers; empty takes the first listed.")
     api_key: SecretStr = Field(SecretStr(""), description="Key sent to that server as a bearer token.")
@@ -28,6 +30,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback opens the app to others.")
     port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    https: bool = Field(
+        False, description="Serve over HTTPS with a certificate made on this machine: microphone and camera need it "
+        "from other devices."
+    )  # fmt: skip
     share: bool = Field(False, description="Open a public Gradio share link.")
     auth: SecretStr = Field(SecretStr(""), description="user:password that visitors must give; empty for none.")
     serve_key: SecretStr = Field(
@@ -59,6 +65,16 @@ class Settings(BaseSettings):
     )
     builtin_speech: Literal["auto", "kokoro", "espeak"] = Field(
         "auto", description="Speech of the builtin engine; auto takes Kokoro where it keeps up with real time."
+    )
+
+    transformers_model: str = Field(
+        "", description="Model of the transformers engine: the folder of Qwen3-Omni, or its owner/name on the hub."
+    )
+    transformers_precision: Literal["bf16", "nf4", "fp4", "fp32"] = Field(
+        "bf16", description="How its weights are held; nf4 and fp4 are BitsAndBytes 4-bit, fp32 is for processors."
+    )
+    transformers_talker: bool = Field(
+        True, description="Load its voice too; without it the model takes 7 GB less and only writes."
     )
 
     max_text_chars: int = Field(20_000, ge=1, description="Longest message, in characters.")

@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from omni_app import api, engines, space
 from omni_app.access import ToolGuard
+from omni_app.certificate import ensure
 from omni_app.engines.base import Engine
 from omni_app.media import Limits
 from omni_app.runner import Runner
@@ -83,8 +84,9 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.data_dir / "gradio"))
     demo, routes = assemble(settings, runner)
     _warn_of_exposure(settings)
+    certificate = _certificate(settings)
     _, url, _ = demo.queue(max_size=settings.max_waiting).launch(
-        server_name=settings.host, server_port=settings.port or None, share=settings.share,
+        server_name=settings.host, server_port=settings.port or None, share=settings.share, **certificate,
         auth=_credentials(settings), max_threads=MOST_EVENTS_AT_ONCE, max_file_size=settings.max_upload_mb * 10**6,
         allowed_paths=[str(settings.data_dir / VISITORS)], run_history=False, ssr_mode=False, quiet=True,
         footer_links=["api", "settings"], theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
@@ -126,6 +128,17 @@ def _lifespan(settings: Settings, runner: Runner) -> Any:
         await runner.close()
 
     return lifespan
+
+
+def _certificate(settings: Settings) -> dict[str, Any]:
+    if not settings.https:
+        return {}
+    found = ensure(settings.data_dir / "https")
+    print(found.explanation(settings.port), flush=True)
+    if settings.host in LOOPBACK:
+        print("So far it listens on this machine only: --host 0.0.0.0 opens it to other devices.", flush=True)
+    # Gradio asks its own address once at the start, where nobody vouches for the certificate.
+    return {"ssl_certfile": str(found.certificate), "ssl_keyfile": str(found.key), "ssl_verify": False}
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
