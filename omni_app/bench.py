@@ -14,7 +14,7 @@ from pathlib import Path
 from omni_app import vllm_bench
 from omni_app.conversation import AudioDelta, Message, ReplyOptions
 from omni_app.engines.base import Engine
-from omni_app.engines.vllm_omni import VllmOmniEngine
+from omni_app.engines.endpoint import EndpointEngine
 from omni_app.errors import BadRequest, OmniError
 from omni_app.meter import ReplyFigures, ReplyMeter
 from omni_app.scrape import Counts, ServerFigures, between, scrape
@@ -136,7 +136,7 @@ async def measure(
     """
     if not load.questions:
         raise BadRequest("There is no question to ask: the file of prompts holds no line.")
-    engine = VllmOmniEngine(settings)
+    engine = EndpointEngine(settings)
     await engine.start()
     try:
         model = engine.status().model

@@ -139,21 +139,30 @@ def test_an_endpoint_that_nobody_answers_at(examine: Examine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     found = examine(endpoint=f"http://127.0.0.1:{port}/v1")
-    assert found["engine"].value == "vllm-omni"
+    assert found["engine"].value == "endpoint"
     assert found["endpoint"].level == "fail"
     assert "cannot be reached" in found["endpoint"].reason
     assert examine(endpoint="http://[broken")["endpoint"].level == "fail"
 
 
-@pytest.mark.parametrize(("answer", "level"), [("200 OK", "ok"), ("503 Service Unavailable", "warn")])
-def test_an_endpoint_that_answers(examine: Examine, answer: str, level: str) -> None:
+@pytest.mark.parametrize(
+    ("answers", "level"),
+    [
+        ({"/health": "200 OK"}, "ok"),
+        ({"/health": "503 Service Unavailable"}, "warn"),
+        ({"/health": "404 Not Found", "/v1/models": "200 OK"}, "ok"),
+        ({"/health": "404 Not Found", "/v1/models": "401 Unauthorized"}, "fail"),
+    ],
+)
+def test_an_endpoint_that_answers(examine: Examine, answers: dict[str, str], level: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                assert connection.recv(4096).startswith(b"GET /health ")
-                connection.sendall(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            for path, answer in answers.items():
+                connection, _ = server.accept()
+                with connection:
+                    assert connection.recv(4096).startswith(f"GET {path} ".encode())
+                    connection.sendall(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
         thread = threading.Thread(target=serve)
         thread.start()
