@@ -9,9 +9,10 @@ from dataclasses import replace
 from omni_app import wire
 from omni_app.conversation import Event, Message, ReplyOptions
 from omni_app.engines.base import Engine, EngineStatus
-from omni_app.engines.dialects import recognise
+from omni_app.engines.dialects import Dialect, recognise
 from omni_app.engines.openai_compatible import MODELS, OpenAICompatibleEngine, chosen
 from omni_app.engines.vllm_omni import VllmOmniEngine
+from omni_app.errors import EngineUnavailable, OmniError
 from omni_app.settings import Settings
 
 NAME = "endpoint"
@@ -48,12 +49,19 @@ class EndpointEngine:
             await self._engine.close()
 
     async def _asked(self) -> Engine:
-        """Raises EngineUnavailable and EngineFailed when the server does not say what it is."""
-        await self._server.wait_until_ready(MODELS, tries=self._tries, pause_s=self._pause_s)
-        listed = await self._server.json(MODELS)
-        entry, _ = chosen(listed, self._settings.endpoint_model.strip(), self._server.shown)
-        dialect = await recognise(self._server, entry)
+        """Raises EngineUnavailable when the server does not say what it is."""
+        try:
+            dialect = await self._dialect()
+        except OmniError as error:
+            self._server.trouble = str(error)
+            raise EngineUnavailable(str(error)) from error
         make = VllmOmniEngine if dialect.speech == "vllm-omni" else OpenAICompatibleEngine
         self._because = f"It is {dialect.name}."
         self._engine = make(self._settings, tries=self._tries, pause_s=self._pause_s)
         return self._engine
+
+    async def _dialect(self) -> Dialect:
+        await self._server.wait_until_ready(MODELS, tries=self._tries, pause_s=self._pause_s)
+        listed = await self._server.json(MODELS)
+        entry, _ = chosen(listed, self._settings.endpoint_model.strip(), self._server.shown)
+        return await recognise(self._server, entry)

@@ -51,13 +51,7 @@ class OpenAICompatibleEngine:
         self._served: Served | None = None
 
     async def start(self) -> None:
-        try:
-            await self._server.wait_until_ready(MODELS, tries=self._tries, pause_s=self._pause_s)
-            await self._look()
-        except OmniError as error:
-            self._server.trouble = str(error)
-            raise EngineUnavailable(str(error)) from error
-        self._server.trouble = None
+        await self._look()
 
     def status(self) -> EngineStatus:
         if self._served is None:
@@ -92,16 +86,28 @@ class OpenAICompatibleEngine:
         await self._server.close()
 
     async def _look(self) -> Served:
-        """Ask which server this is and what it can do. Raises EngineUnavailable and EngineFailed."""
-        entry, others = chosen(await self._server.json(MODELS), self._wanted, self._server.shown)
+        """Raises EngineUnavailable when there is no server, or none that can be used."""
+        try:
+            self._served = await self._asked()
+        except OmniError as error:
+            self._server.trouble = str(error)
+            raise EngineUnavailable(str(error)) from error
+        self._server.trouble = None
+        return self._served
+
+    async def _asked(self) -> Served:
+        entry, others = await self._entry(MODELS)
         dialect = await recognise(self._server, entry)
         if dialect is OWN:  # it lists its model before that is loaded, and cannot tell its voices until then
-            await self._server.wait_until_ready("/health", tries=self._tries, pause_s=self._pause_s)
-            entry, others = chosen(await self._server.json(MODELS), self._wanted, self._server.shown)
+            entry, others = await self._entry("/health")
         self._server.trouble = f"Asking {dialect.name} at {self._server.shown} what it can do."
         can = await abilities(self._server, dialect, entry, within_s=self._probe_s)
-        self._served = Served(str(entry["id"]), dialect, can, others)
-        return self._served
+        return Served(str(entry["id"]), dialect, can, others)
+
+    async def _entry(self, ready: str) -> tuple[Mapping[str, object], int]:
+        """The model's entry, and how many others there are, once the page `ready` answers."""
+        await self._server.wait_until_ready(ready, tries=self._tries, pause_s=self._pause_s)
+        return chosen(await self._server.json(MODELS), self._wanted, self._server.shown)
 
 
 def chosen(listed: object, wanted: str, server: str) -> tuple[Mapping[str, object], int]:
@@ -119,7 +125,8 @@ def chosen(listed: object, wanted: str, server: str) -> tuple[Mapping[str, objec
 
 def _told(served: Served, address: str) -> str:
     can = served.can
-    sentences = [f"{served.dialect.name} at {address} answers and takes {named_kinds(can.modalities)}."]
+    name = served.dialect.name
+    sentences = [f"{name[0].upper()}{name[1:]} at {address} answers and takes {named_kinds(can.modalities)}."]
     missing: list[Kind] = [kind for kind in KIND_NAMES if kind not in can.modalities]
     sentences += [f"No {KIND_NAMES[kind]}: {can.refusals[kind]}" for kind in missing if kind in can.refusals]
     if "text" in can.refusals:

@@ -46,10 +46,14 @@ async def connect(serve: Any) -> AsyncIterator[Callable[..., Any]]:
     engines: list[AnyEngine] = []
 
     async def start(
-        server: Any, kind: type[AnyEngine] = OpenAICompatibleEngine, started: bool = True, **fields: Any
+        server: Any,
+        kind: type[AnyEngine] = OpenAICompatibleEngine,
+        started: bool = True,
+        probe_s: float = 2.0,
+        **fields: Any,
     ) -> AnyEngine:
         settings = Settings(_env_file=None, **{"endpoint": await serve(server), **fields})
-        probing = {"probe_s": 2.0} if kind is OpenAICompatibleEngine else {}
+        probing = {"probe_s": probe_s} if kind is OpenAICompatibleEngine else {}
         engines.append(kind(settings, tries=2, pause_s=0.01, **probing))
         if started:
             await engines[-1].start()
@@ -225,8 +229,7 @@ class TestStart:
     async def test_a_probe_without_an_answer_ends(self, connect: Any) -> None:
         server = PlainVLLM()
         server.script = [asyncio.Event()]
-        engine = await connect(server, started=False)
-        engine._probe_s = 0.2
+        engine = await connect(server, started=False, probe_s=0.2)
         with pytest.raises(EngineUnavailable, match="does not answer in time"):
             await engine.start()
 
@@ -360,7 +363,7 @@ class TestOwnApi:
         engine = await connect(app, kind)
         status = engine.status()
         assert (status.name, status.model, status.voices) == (name, "echo", ("low", "high"))
-        assert "another copy of this app" in status.why
+        assert "copy of this app" in status.why
         events, error = await outcome(engine)
         assert error is None
         assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "echo: hi "
