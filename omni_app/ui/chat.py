@@ -88,6 +88,7 @@ class Chat:
         """A recorded utterance, which the page has posted before it triggered this."""
         conversation = self._opened(request, key)
         try:
+            self._dialogues.check(Part("audio"))
             part = self._utterances.take(conversation.visitor, str(event.id))
         except BadRequest as error:
             _warn(error)
@@ -224,10 +225,11 @@ class Chat:
         reply, problem = await self._dialogues.answer(conversation, change, wish.options(), prompt)
         if problem:
             gr.Warning(problem)
+        speech = wish.speech and self._dialogues.speaks
         yield {
             "key": conversation.id,
             "chat": self._rendered(conversation, reply),
-            "voice": {"run": reply.run if wish.speech else "", "busy": True, "speech": wish.speech},
+            "voice": {"run": reply.run if speech else "", "busy": True, "speech": speech},
         } | (also or {})
         async for update in self._follow(conversation, reply, request):
             yield update
@@ -259,6 +261,7 @@ class Chat:
             for path in files:
                 part = await ingest(path, name=path.name, into=conversation.media_folder, limits=self._limits)
                 kept.append(part)
+                self._dialogues.check(part)
         except OmniError:
             for part in kept:
                 cast(Path, part.path).unlink(missing_ok=True)

@@ -7,7 +7,8 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from omni_app.conversation import Event, Message, ReplyOptions
+from omni_app.conversation import Event, Message, Part, ReplyOptions
+from omni_app.engines.base import check_kinds
 from omni_app.runner import Runner
 from omni_app.turnstile import Turnstile
 from omni_app.ui.live import LiveReply, Replies
@@ -25,6 +26,18 @@ class Dialogues:
         self._store = store
         self._replies = replies
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+
+    @property
+    def speaks(self) -> bool:
+        """False when the engine, which is ready, has no voice."""
+        status = self._runner.status()
+        return status.speaks or not status.ready
+
+    def check(self, *parts: Part) -> None:
+        """Raises BadRequest for a file of a kind that the engine, which is ready, does not take."""
+        status = self._runner.status()
+        if status.ready:
+            check_kinds(parts, status.modalities)
 
     @asynccontextmanager
     async def alone(self, conversation: Conversation) -> AsyncIterator[None]:

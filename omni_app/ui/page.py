@@ -14,6 +14,8 @@ import gradio as gr
 from gradio.components.navbar import Navbar
 from gradio.events import api
 
+from omni_app.conversation import Kind
+from omni_app.engines.base import EngineStatus
 from omni_app.runner import Runner
 from omni_app.ui import examples
 from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat, Wishes
@@ -23,7 +25,8 @@ STATIC = Path(__file__).parent / "static"
 BROWSER_SECRET = "omni-app"  # obfuscates what the browser keeps; only settings and ids are kept there
 CONVERSATION = ("key", "chat", "voice", "history", "title", "box")
 """The widgets that a handler of `Chat` may update."""
-STATUS = ("header", "timer", "voice_name")
+STATUS = ("header", "timer", "voice_name", "box")
+MEDIA: tuple[Kind, ...] = ("image", "audio", "video")
 DEFAULTS = Wishes()
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))
 CONFIRM_DELETE = """(key) => {
@@ -82,8 +85,10 @@ class Page:
 
     def _wishes(self) -> None:
         add = self._widgets
-        add["speech"] = gr.Checkbox(DEFAULTS.speech, label="Speak answers")
-        add["voice_name"] = gr.Dropdown([AUTOMATIC], value=DEFAULTS.voice_name, label="Voice", allow_custom_value=True)
+        add["speech"] = gr.Checkbox(DEFAULTS.speech, label="Speak answers", elem_id="speech")
+        add["voice_name"] = gr.Dropdown(
+            [AUTOMATIC], value=DEFAULTS.voice_name, label="Voice", allow_custom_value=True, elem_id="voices"
+        )
         add["max_tokens"] = gr.Slider(
             0, 2048, value=DEFAULTS.max_tokens, step=32, label="Longest answer (tokens; 0 is automatic)"
         )
@@ -111,7 +116,7 @@ class Page:
             padding=False,
         )
         add["box"] = gr.MultimodalTextbox(
-            file_types=["image", "audio", "video"], file_count="multiple", sources=["upload", "microphone"],
+            file_types=list(MEDIA), file_count="multiple", sources=["upload", "microphone"],
             placeholder="Message", show_label=False, label="Message", autofocus=True,
             max_plain_text_length=10**8, elem_id="box", lines=1, max_lines=8,
         )  # fmt: skip
@@ -160,7 +165,10 @@ class Page:
     def _refresh(self) -> dict[str, Any]:
         status = self._runner.status()
         voices = gr.update(choices=[AUTOMATIC, *status.voices]) if status.ready else gr.skip()
-        return {"header": self._header(), "timer": gr.Timer(active=not status.ready), "voice_name": voices}
+        taken = [kind for kind in MEDIA if kind in status.modalities]
+        box = gr.update(file_types=taken) if status.ready and len(taken) < len(MEDIA) else gr.skip()
+        timer = gr.Timer(active=not status.ready)
+        return {"header": self._header(), "timer": timer, "voice_name": voices, "box": box}
 
     def _header(self) -> str:
         status = self._runner.status()
@@ -169,7 +177,7 @@ class Page:
         because = html.escape(self._runner.chosen_because)
         name = html.escape(status.name)
         chip = f'<span class="engine {state}"><b>{name}</b> {model}</span>'
-        return f'<div class="header"><h1>Omni</h1>{chip}<p>{because} {why}</p></div>'
+        return f'<div class="header" data-lacks="{_lacks(status)}"><h1>Omni</h1>{chip}<p>{because} {why}</p></div>'
 
     def _on_question(self, event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any]) -> None:
         """An event that is answered. The voice bar hears of it before the server does, so that Stop works at once."""
@@ -211,6 +219,12 @@ class Page:
     def _by_widget(self, update: dict[str, Any] | None, outputs: tuple[str, ...]) -> dict[Any, Any]:
         # Gradio takes an empty dictionary for a missing one, so "nothing to change" is said about one widget.
         return {self._widgets[name]: value for name, value in (update or {outputs[0]: gr.skip()}).items()}
+
+
+def _lacks(status: EngineStatus) -> str:
+    """What the engine, which is ready, cannot do: style.css hides the widgets for it."""
+    media: list[str] = [kind for kind in MEDIA if kind not in status.modalities]
+    return " ".join(media + ([] if status.speaks else ["speech"])) if status.ready else ""
 
 
 def _settings(kept: dict[str, Any] | None) -> list[Any]:
