@@ -28,6 +28,12 @@ def _endpoint(settings: Settings) -> Engine:
     return EndpointEngine(settings)
 
 
+def _transformers(settings: Settings) -> Engine:
+    from omni_app.engines.hf_transformers import TransformersEngine
+
+    return TransformersEngine(settings)
+
+
 SPECS: dict[str, EngineSpec] = {
     spec.name: spec
     for spec in (
@@ -42,6 +48,12 @@ SPECS: dict[str, EngineSpec] = {
             "any other OpenAI-style server: SGLang-Omni, TensorRT Edge-LLM, vLLM, OpenAI",
             "the address of that server in OMNI_ENDPOINT",
             _openai_compatible,
+        ),
+        EngineSpec(
+            "transformers",
+            "Qwen3-Omni with transformers in this process: the baseline, and BitsAndBytes 4-bit",
+            "the environment of `make transformers-env`, and the model in OMNI_TRANSFORMERS_MODEL",
+            _transformers,
         ),
         EngineSpec(
             "builtin",

@@ -78,3 +78,11 @@ def named_kinds(modalities: Collection[Kind]) -> str:
     """The kinds as a list for people, for example `text, pictures and sound`."""
     *first, last = [name for kind, name in KIND_NAMES.items() if kind in modalities] or ["nothing"]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def check_numbers(options: ReplyOptions) -> None:
+    """Raises BadRequest for a token limit or a temperature that no engine takes."""
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise BadRequest(f"max_tokens is {options.max_tokens}; it must be at least 1.")
+    if options.temperature is not None and not 0 <= options.temperature <= 2:
+        raise BadRequest(f"temperature is {options.temperature}; it must be between 0 and 2.")

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from omni_app.conversation import Event, Kind, Message, ReplyOptions
-from omni_app.engines.base import EngineStatus
+from omni_app.engines.base import EngineStatus, check_numbers
 from omni_app.engines.builtin.answer import Answer
 from omni_app.engines.builtin.assets import language_model
 from omni_app.engines.builtin.memory import return_large_blocks
@@ -84,7 +84,7 @@ class BuiltinEngine:
     async def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
         if not self._ready or self._closed:
             raise EngineUnavailable(self._why)
-        _check(options)
+        check_numbers(options)
         outbox = Outbox()
         answer = Answer(self._mind, self._senses, outbox, self._speech(options, outbox), messages, options)
         self._replies.add(outbox)
@@ -125,10 +125,3 @@ class BuiltinEngine:
         self._mind.close()
         self._voice.close()
         self._senses.close()
-
-
-def _check(options: ReplyOptions) -> None:
-    if options.max_tokens is not None and options.max_tokens < 1:
-        raise BadRequest(f"max_tokens is {options.max_tokens}; it must be at least 1.")
-    if options.temperature is not None and not 0 <= options.temperature <= 2:
-        raise BadRequest(f"temperature is {options.temperature}; it must be between 0 and 2.")

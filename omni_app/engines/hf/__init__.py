@@ -1,0 +1,1 @@
+"""What the transformers engine is made of. All but `folder` and `sizes` import torch, so they are loaded late."""
