@@ -3,7 +3,7 @@
 Each engine runs in a process of its own. Where OMNI_ENDPOINT is set, the engines that talk to a server are measured
 against that one; else `openai-compatible` against this app's own API over the builtin engine, so that its row is the
 builtin row and what HTTP adds. An engine that cannot run here has an empty row, and the reason. One whose packages
-lie in another environment: `--python transformers=.venv-quantize/bin/python`.
+lie in another environment: `--python transformers=ENVIRONMENT/bin/python`.
 """
 
 from __future__ import annotations

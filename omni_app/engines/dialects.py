@@ -11,6 +11,8 @@ Sources, as read in November 2026; a release may have moved on:
   `sample_rate`; `/health` tells the capabilities and `/v1/voices` the voices.
 - vLLM: github.com/vllm-project/vllm, vllm/entrypoints/openai/engine/protocol.py. `owned_by` is "vllm"; text only.
   vllm-omni says the same of itself; its `/metrics` has `vllm_omni:` series (tests/data/vllm_omni_0_30).
+- llama.cpp: github.com/ggml-org/llama.cpp, tools/server, run here (xllamacpp 2026.11). `owned_by` is "llamacpp"; text
+  only; a picture without a projector is refused with HTTP 500.
 - OpenAI: the `openai` package's types/chat/chat_completion_audio_param.py (voices), and a stream shown in
   community.openai.com/t/waiting-for-gpt-4o-audio-preview/970884: the text comes as `delta.audio.transcript`, and a
   stream's only format is pcm16, 24 kHz.
@@ -50,6 +52,7 @@ OWN = Dialect("another copy of this app", speech="vllm-omni")
 VLLM_OMNI = Dialect("vllm-omni", speech="vllm-omni")
 VLLM = Dialect("vLLM", speech="none")
 SGLANG = Dialect("SGLang", speech="none")
+LLAMA_CPP = Dialect("llama.cpp", speech="none")
 SGLANG_OMNI = Dialect("SGLang-Omni", audio_format="wav")
 EDGE_LLM = Dialect("TensorRT Edge-LLM")
 OPENAI = Dialect(
@@ -59,7 +62,10 @@ OPENAI = Dialect(
     limit="max_completion_tokens",
 )
 OTHER = Dialect("an OpenAI-style server")
-OWNERS = {"vllm": VLLM, "sglang": SGLANG, "sglang-omni": SGLANG_OMNI, "tensorrt-edgellm": EDGE_LLM, "openai": OPENAI}
+OWNERS = {
+    "vllm": VLLM, "sglang": SGLANG, "llamacpp": LLAMA_CPP, "sglang-omni": SGLANG_OMNI, "tensorrt-edgellm": EDGE_LLM,
+    "openai": OPENAI,
+}  # fmt: skip
 """`owned_by` of a model in `/v1/models`."""
 
 

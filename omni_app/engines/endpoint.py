@@ -27,6 +27,7 @@ class EndpointEngine:
         self._server = wire.Connection(settings)
         self._engine: Engine | None = None
         self._because = ""
+        """What the server is, for an engine that does not say it itself."""
 
     async def start(self) -> None:
         await (self._engine or await self._asked()).start()
@@ -35,7 +36,7 @@ class EndpointEngine:
         if self._engine is None:
             return EngineStatus(NAME, "", ready=False, why=self._server.trouble or "", speaks=False)
         status = self._engine.status()
-        return replace(status, why=f"{self._because} {status.why}") if status.ready else status
+        return replace(status, why=self._because + status.why) if status.ready else status
 
     async def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
         engine = self._engine or await self._asked()
@@ -55,8 +56,9 @@ class EndpointEngine:
         except OmniError as error:
             self._server.trouble = str(error)
             raise EngineUnavailable(str(error)) from error
-        make = VllmOmniEngine if dialect.speech == "vllm-omni" else OpenAICompatibleEngine
-        self._because = f"It is {dialect.name}."
+        make: type[VllmOmniEngine | OpenAICompatibleEngine] = OpenAICompatibleEngine
+        if dialect.speech == "vllm-omni":
+            make, self._because = VllmOmniEngine, f"It is {dialect.name}. "
         self._engine = make(self._settings, tries=self._tries, pause_s=self._pause_s)
         return self._engine
 

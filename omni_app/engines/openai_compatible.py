@@ -26,6 +26,8 @@ NAME = "openai-compatible"
 PROBE_S = 60.0
 """Longest wait for the answer to one probe; the first request of a server may compile its kernels."""
 MODELS = "/v1/models"
+MOST_WORDS = 80
+"""Characters of a server's refusal that the header of the page repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class OpenAICompatibleEngine:
         can = self._served.can
         return EngineStatus(
             name=NAME,
-            model=self._served.model,
+            model=_shown(self._served.model),
             ready=self._server.trouble is None,
             why=self._server.trouble or _told(self._served, self._server.shown),
             voices=can.voices,
@@ -123,14 +125,17 @@ def chosen(listed: object, wanted: str, server: str) -> tuple[Mapping[str, objec
     return named[wanted] if wanted else next(iter(named.values())), len(named) - 1
 
 
+def _shown(model: str) -> str:
+    """A model that is called by its path on the server, as llama.cpp does, is shown by its file name."""
+    return model.rpartition("/")[2] if model.startswith("/") else model
+
+
 def _told(served: Served, address: str) -> str:
     can = served.can
-    name = served.dialect.name
-    sentences = [f"{name[0].upper()}{name[1:]} at {address} answers and takes {named_kinds(can.modalities)}."]
-    missing: list[Kind] = [kind for kind in KIND_NAMES if kind not in can.modalities]
-    sentences += [f"No {KIND_NAMES[kind]}: {can.refusals[kind]}" for kind in missing if kind in can.refusals]
-    if "text" in can.refusals:
-        sentences.append(f"With speech off it refuses: {can.refusals['text']}")
+    sentences = [f"Answers come from {served.dialect.name} at {address}; it takes {named_kinds(can.modalities)}."]
+    refused = [f"{KIND_NAMES[kind]} ({can.refusals[kind][:MOST_WORDS]})" for kind in KIND_NAMES if kind in can.refusals]
+    if refused:
+        sentences.append(f"It refuses {', '.join(refused)}.".replace("text (", "text without speech ("))
     if not can.speaks:
         sentences.append(f"It does not speak: {can.refusals.get('speech', 'its model has no voice.')}")
     if served.others:

@@ -126,7 +126,7 @@ async def _refusal(server: wire.Connection, name: str, content: bytes, within_s:
         refusal = server.refused(response.status_code, response.content)
         # A server that is busy with our other probes has not said no; it has the last word when asked in earnest.
         busy = isinstance(refusal, EngineAtCapacity) or (response.status_code == 503 and name != "text")
-        return "" if busy else str(refusal)
+        return "" if busy else wire.words_in(response.content) or f"HTTP {response.status_code}"
     return _missing(name, response.content)
 
 

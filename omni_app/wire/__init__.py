@@ -20,7 +20,7 @@ whose delta is empty (streaming), or on the body (not streaming). Clients that d
 from omni_app.wire.connection import Connection, NotServed
 from omni_app.wire.decode import ReplyDecoder, decode_body
 from omni_app.wire.encode import DONE, ReplyEncoder, completion_body
-from omni_app.wire.faults import error_body, error_from, error_in_stream
+from omni_app.wire.faults import error_body, error_from, error_in_stream, words_in
 from omni_app.wire.request import ChatRequest, MediaRef, MessageSpec, parse_request
 from omni_app.wire.sending import DEFAULT_MAX_TOKENS, build_request, content_of, data_url, token_limit
 
@@ -44,4 +44,5 @@ __all__ = [
     "error_in_stream",
     "parse_request",
     "token_limit",
+    "words_in",
 ]

@@ -23,7 +23,7 @@ def error_from(status: int, body: bytes, *, server: str) -> OmniError:
 
     Accepts `{"error": {"message", ...}}`, `{"error": "..."}`, `{"detail": ...}` and anything else as plain text.
     """
-    said = _words(_json_or_text(body))
+    said = words_in(body)
     if status in (401, 403):
         return EngineUnavailable(
             f"{server} refused our key (HTTP {status}). Set OMNI_API_KEY to the key that it was started with."
@@ -57,6 +57,11 @@ def error_in_stream(chunk: Mapping[str, object], *, begun: bool) -> OmniError:
     if code == 503:
         return EngineUnavailable(_join("The model's server is not ready", said))
     return EngineFailed(_join("The model's server failed before it said anything", said))
+
+
+def words_in(body: bytes) -> str:
+    """What an HTTP error says for people, cut to 300 characters; empty for a page of HTML."""
+    return _words(_json_or_text(body))
 
 
 def _json_or_text(body: bytes) -> object:

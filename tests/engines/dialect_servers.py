@@ -17,8 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from omni_app.conversation import AudioDelta, ReplyEnd, ReplyStats, TextDelta
+from omni_app.conversation import AudioDelta, Event, Message, ReplyEnd, ReplyOptions, ReplyStats, TextDelta
+from omni_app.engines.endpoint import EndpointEngine
+from omni_app.engines.openai_compatible import OpenAICompatibleEngine
+from omni_app.errors import OmniError
 
+AnyEngine = OpenAICompatibleEngine | EndpointEngine
+HI = [Message.of("user", "hi")]
 PCM = bytes(range(256)) * 30
 WORDS = ("Grüß ", "Gott")
 SPOKEN = (AudioDelta(PCM, 24_000), AudioDelta(PCM[:3000], 24_000))
@@ -54,6 +59,17 @@ def refused(message: str, status: int = 400) -> Response:
     return JSONResponse(
         {"error": {"message": message, "type": "BadRequestError", "param": None, "code": status}}, status
     )
+
+
+async def outcome(engine: AnyEngine, messages: list[Message] = HI, **options: Any) -> tuple[list[Event], Any]:
+    """The events, those before an error too, and the error."""
+    events: list[Event] = []
+    try:
+        async for event in engine.reply(messages, ReplyOptions(**options)):
+            events.append(event)  # noqa: PERF401
+    except OmniError as error:
+        return events, error
+    return events, None
 
 
 class ScriptedServer:

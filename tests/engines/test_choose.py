@@ -29,7 +29,7 @@ def test_a_password_in_the_address_is_not_shown() -> None:
 
 
 def test_an_unknown_engine_lists_the_known_ones() -> None:
-    with pytest.raises(BadRequest, match="auto, builtin, openai-compatible, .*vllm-omni"):
+    with pytest.raises(BadRequest, match=r"auto, builtin, openai-compatible, .*vllm-omni"):
         choose(Settings(engine="skynet"))
 
 

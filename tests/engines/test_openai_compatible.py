@@ -6,38 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from omni_app.api import routes
-from omni_app.conversation import AudioDelta, Event, Message, Part, ReplyEnd, ReplyOptions, TextDelta
-from omni_app.engines import SPECS
+from omni_app.conversation import Message, Part, ReplyEnd, ReplyOptions, TextDelta
 from omni_app.engines.endpoint import EndpointEngine
 from omni_app.engines.openai_compatible import OpenAICompatibleEngine
-from omni_app.errors import BadRequest, EngineAtCapacity, EngineFailed, EngineUnavailable, OmniError
-from omni_app.media import Limits
+from omni_app.errors import BadRequest, EngineAtCapacity, EngineFailed, EngineUnavailable
 from omni_app.media.samples import sample
-from omni_app.runner import Runner
 from omni_app.settings import Settings
 from tests.engines.dialect_servers import (
     DONE,
+    HI,
     REPLY,
     TEXT_REPLY,
+    AnyEngine,
     EdgeLLM,
     OpenAIAudio,
     PlainVLLM,
     ScriptedServer,
     SGLangOmni,
     delta,
+    outcome,
     sse,
 )
-from tests.scripted import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 
-HI = [Message.of("user", "hi")]
 SO_FAR = sse(delta(content="so far"))
-AnyEngine = OpenAICompatibleEngine | EndpointEngine
 
 
 @pytest.fixture
@@ -62,17 +57,6 @@ async def connect(serve: Any) -> AsyncIterator[Callable[..., Any]]:
     yield start
     for engine in engines:
         await engine.close()
-
-
-async def outcome(engine: AnyEngine, messages: list[Message] = HI, **options: Any) -> tuple[list[Event], Any]:
-    """The events, those before an error too, and the error."""
-    events: list[Event] = []
-    try:
-        async for event in engine.reply(messages, ReplyOptions(**options)):
-            events.append(event)  # noqa: PERF401
-    except OmniError as error:
-        return events, error
-    return events, None
 
 
 class TestDialects:
@@ -104,7 +88,7 @@ class TestDialects:
             (SGLangOmni(speaks=False), "Asked for speech, it sent none"),
             (EdgeLLM(speaks=False), "its model has no voice"),
             (PlainVLLM(), "vLLM answers with text only"),
-            (PlainVLLM(), "No pictures: The model's server did not accept the request: m is not a multimodal model"),
+            (PlainVLLM(), "It refuses pictures (m is not a multimodal model), sound (m is"),
         ],
     )
     async def test_a_server_that_does_not_speak(self, connect: Any, server: ScriptedServer, why: str) -> None:
@@ -310,9 +294,9 @@ class TestEndpoint:
     @pytest.mark.parametrize(
         ("server", "engine", "why"),
         [
-            (SGLangOmni(), "openai-compatible", "It is SGLang-Omni."),
-            (EdgeLLM(), "openai-compatible", "It is TensorRT Edge-LLM."),
-            (PlainVLLM(), "openai-compatible", "It is vLLM."),
+            (SGLangOmni(), "openai-compatible", "SGLang-Omni at http"),
+            (EdgeLLM(), "openai-compatible", "TensorRT Edge-LLM at http"),
+            (PlainVLLM(), "openai-compatible", "vLLM at http"),
         ],
     )
     async def test_the_right_engine_and_its_reason(
@@ -320,7 +304,7 @@ class TestEndpoint:
     ) -> None:
         started = await connect(server, EndpointEngine)
         assert started.status().name == engine
-        assert started.status().why.startswith(why)
+        assert why in started.status().why
         assert (await outcome(started))[1] is None
 
     @pytest.mark.parametrize(
@@ -343,45 +327,3 @@ class TestEndpoint:
         server.pages["/v1/models"] = up
         assert await outcome(engine) == (REPLY, None)
         assert engine.status().name == "openai-compatible"
-
-
-def own_api(engine: Any, folder: Path) -> tuple[Starlette, Runner]:
-    settings = Settings(_env_file=None, data_dir=folder)
-    runner = Runner(engine, "Chosen by the test.", 4)
-    return Starlette(routes=routes(runner, settings, Limits.of(settings))), runner
-
-
-class TestOwnApi:
-    """A real server: this app's own API, which describes itself."""
-
-    @pytest.mark.parametrize(
-        ("kind", "name"), [(OpenAICompatibleEngine, "openai-compatible"), (EndpointEngine, "vllm-omni")]
-    )
-    async def test_over_a_scripted_engine(self, connect: Any, tmp_path: Path, kind: type[AnyEngine], name: str) -> None:
-        app, runner = own_api(ScriptedEngine(0.0), tmp_path)
-        runner.start()
-        engine = await connect(app, kind)
-        status = engine.status()
-        assert (status.name, status.model, status.voices) == (name, "echo", ("low", "high"))
-        assert "copy of this app" in status.why
-        events, error = await outcome(engine)
-        assert error is None
-        assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "echo: hi "
-        assert sum(event.seconds for event in events if isinstance(event, AudioDelta)) == pytest.approx(0.4)
-        await runner.close()
-
-    @pytest.mark.models
-    async def test_over_the_builtin_engine(self, connect: Any, tmp_path: Path) -> None:
-        settings = Settings()
-        app, runner = own_api(SPECS["builtin"].create(settings), tmp_path)
-        runner.start()
-        async for _ in runner.reply(HI, ReplyOptions(speech=False, max_tokens=1)):
-            pass  # a first answer comes when the models are loaded
-        engine = await connect(app)
-        assert engine.status().modalities == runner.status().modalities
-        events, error = await outcome(engine, max_tokens=24)
-        assert error is None
-        assert any(isinstance(event, TextDelta) for event in events)
-        assert any(isinstance(event, AudioDelta) for event in events)
-        assert isinstance(events[-1], ReplyEnd)
-        await runner.close()
