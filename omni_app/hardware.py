@@ -98,7 +98,7 @@ class Sources:
 def detect(folders: Iterable[Path] = (), sources: Sources | None = None) -> Machine:
     """Look at this machine, and at the disks that hold `folders` (which need not exist yet)."""
     sources = sources or Sources()
-    total, available = _memory(sources)
+    total, available = memory(sources)
     board = _board(sources)
     is_jetson = _is_jetson(sources, board)
     gpus, gpus_reason, driver = _gpus(sources, total, available, board, is_jetson.value)
@@ -118,7 +118,7 @@ def _meminfo(sources: Sources) -> dict[str, int]:
     return {name: int(kilobytes) * 1024 for name, kilobytes in lines}
 
 
-def _memory(sources: Sources) -> tuple[Fact[int], Fact[int]]:
+def memory(sources: Sources) -> tuple[Fact[int], Fact[int]]:
     """Memory of the machine, or of the container where that is less: all of it, and what is available now."""
     info = _meminfo(sources)
     if "MemTotal" not in info:

@@ -16,11 +16,12 @@ from omni_app import doctor, hardware
 from omni_app.doctor import Finding
 from omni_app.errors import BadRequest, OmniError
 from omni_app.runner import Runner
-from omni_app.server import gpu_memory
+from omni_app.server import gpu_memory, telemetry
 from omni_app.server.control import ServerControl
 from omni_app.server.prepare import Order
 from omni_app.server.profile import Wishes
 from omni_app.server.state import CHANGING, ServerState
+from omni_app.server.telemetry import Reading
 from omni_app.settings import Settings
 from omni_app.ui.operators import Operators
 
@@ -111,9 +112,10 @@ class SystemPage:
     def _shown(self, operator: bool) -> list[Any]:
         state = self._control.state()
         tail = self._control.folder.tail(LOG_LINES) if operator and state.began else []
+        readings = readings_html(telemetry.read()) if operator else ""
         every = CHANGING_S if state.status in CHANGING else WORKING_S
         return [
-            self._engine(state), server_html(state, time.time(), gpu_memory.by_stage(state)),
+            self._engine(state), server_html(state, time.time(), gpu_memory.by_stage(state)) + readings,
             gr.Textbox("\n".join(tail), visible=bool(tail)), gr.Timer(every, active=state.works),
             gr.Button(interactive=not state.works), gr.Button(interactive=state.works),
         ]  # fmt: skip
@@ -191,6 +193,14 @@ def server_html(state: ServerState, now: float, memory: dict[str, float]) -> str
     where = f"<p>{html.escape(state.model)} · {html.escape(state.endpoint)}</p>" if state.works and state.model else ""
     told = head if state.status != "none" else html.escape(state.message) or "No server was started from this folder."
     return f'<div class="server" role="status"><h2>Server</h2><p>{told}</p>{where}<ul>{"".join(rows)}</ul></div>'
+
+
+def readings_html(readings: list[Reading]) -> str:
+    """How hard the machine works, on one line; each figure says on hover where it comes from."""
+    figures = (
+        f'<span title="{html.escape(one.source)}">{html.escape(f"{one.name} {one.value}")}</span>' for one in readings
+    )
+    return f'<p class="readings">{" · ".join(figures)}</p>' if readings else ""
 
 
 def findings_html(findings: list[Finding]) -> str:
