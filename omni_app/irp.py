@@ -14,7 +14,6 @@ import json
 import queue
 import re
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -25,12 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TAG = "[OmniIRP: "
+TAG, RESIDENT, JSON = "[OmniIRP: ", "process_resident_memory_bytes", {"Content-Type": "application/json"}
 NO_ANSWER, UNSETTLED, FLOOR = 1.0, 0.5, 0.001  # energies; never 0.0, which SAGE takes as missing
-MOST_BYTES = 64 * 2**20  # of one HTTP answer: 16 minutes of speech in base64
-SPEECH_KEPT = 20  # WAV files of one plugin; the oldest goes when another comes
-RESIDENT = "process_resident_memory_bytes"
-JSON = {"Content-Type": "application/json"}
+MOST_BYTES, SPEECH_KEPT = 64 * 2**20, 20  # bytes of one answer; WAV files of one plugin, then it writes over the oldest
 AIMS = ("objective", "objectives", "constraints", "criteria")  # what the model is told of SAGE's task context
 MIMES = {"image": "image/jpeg", "audio": "audio/wav", "video": "video/mp4"}  # servers look into the file itself
 REFINE = (
@@ -50,6 +46,9 @@ FOREIGN = (ImportError, AttributeError, NameError, OSError, RuntimeError, Syntax
 
 class Trouble(Exception):
     """Why there is no answer, as a sentence."""
+
+
+CAUGHT = (Trouble, OSError, ValueError, TypeError, LookupError, AttributeError)  # also what malformed input brings
 
 
 @dataclass
@@ -130,9 +129,9 @@ def _sage_base() -> Any:
     with contextlib.suppress(*FOREIGN):
         return importlib.import_module("sage.irp.base")
     here = Path(__file__).absolute()  # not resolved: a link in SAGE's plugin folder counts as lying there
-    spec = importlib.util.spec_from_file_location("_omni_irp_sage_base", here.parent.parent / "base.py")
+    spec = importlib.util.spec_from_file_location("sage_irp_base", here.parent.parent / "base.py")
     if here.parts[-4:-1] == ("sage", "irp", "plugins") and spec and spec.loader:
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        module = importlib.util.module_from_spec(spec)
         with contextlib.suppress(*FOREIGN):
             spec.loader.exec_module(module)
             return module
@@ -161,7 +160,9 @@ def _refusal(status: Any, body: bytes) -> Trouble:
     text = body.decode("utf-8", "replace")
     found = re.search(r'"(?:message|detail|error)":\s*"((?:[^"\\]|\\.)*)"', text)
     said = " ".join((found[1].replace('\\"', '"') if found else text).split())[:200]
-    what = {401: "refused the api_key", 429: "answers as many as it can", 503: "is not ready"}.get(status, "refused")
+    what = {401: "refused the api_key", 429: "answers as many as it can", 503: "is not ready"}.get(
+        status, "did not answer"
+    )
     return Trouble(f"The server {what} (HTTP {status}): {said}")
 
 
@@ -171,20 +172,21 @@ class Reply:
     def __init__(self) -> None:
         self.text, self.answer, self.error, self.ended, self.role = "", "", "", "", "assistant"
         self.pcm, self.rate, self.speech = bytearray(), 24_000, ""
-        self.tool_calls, self.raw = list[Any](), dict[str, Any]()
+        self.tool_calls, self.raw, self.usage = list[Any](), dict[str, Any](), dict[str, Any]()
 
     def add(self, data: bytes) -> str:
         """The text that is new. Raises Trouble."""
         try:
             self.raw, new = json.loads(data), ""
             if self.raw.get("error"):
-                raise _refusal(self.raw.get("code", 500), data)
+                raise _refusal(200, data)
+            self.usage = dict(self.raw.get("usage") or self.usage)
             sounds = self.raw.get("modality") == "audio"
             for choice in self.raw["choices"]:
                 said = choice.get("delta") or choice.get("message") or {}
                 content, meta = said.get("content") or "", choice.get("audio_metadata") or {}
                 self.pcm += base64.b64decode(content, validate=True) if sounds else b""
-                self.rate = int(meta.get("sample_rate_hz") or self.rate)
+                self.rate = min(max(int(meta.get("sample_rate_hz") or self.rate), 1), 384_000)
                 self.ended, self.role = choice.get("finish_reason") or self.ended, said.get("role") or self.role
                 self.tool_calls += said.get("tool_calls") or []
                 new += "" if sounds else content.encode("utf-8", "replace").decode()
@@ -194,13 +196,13 @@ class Reply:
         return new
 
 
-def _media(kind: str, given: Any, most_mb: float) -> dict[str, Any]:
+def _media(kind: str, given: Any, most: float) -> dict[str, Any]:
     """A picture, sound or clip (path or bytes) as a part of a message, in a data URL. Raises Trouble."""
     name, content = (f"{kind} {str(given)!r:.200}", b"") if isinstance(given, str | Path) else (kind, given)
     with contextlib.suppress(OSError, ValueError, TypeError):  # a device or a pipe is no file: it need not end
-        content = Path(given).read_bytes() if Path(given).is_file() else content
-    if not isinstance(content, bytes | bytearray) or not 0 < len(content) <= most_mb * 10**6:
-        raise Trouble(f"The {name} must be bytes or a readable file, not empty, and {most_mb:g} MB at the most.")
+        content = Path(given).read_bytes() if Path(given).is_file() and Path(given).stat().st_size <= most else content
+    if not isinstance(content, bytes | bytearray) or not 0 < len(content) <= most:
+        raise Trouble(f"The {name} must be bytes or a readable file, not empty, and {most / 10**6:g} MB at the most.")
     url = f"data:{MIMES[kind]};base64,{base64.b64encode(content).decode()}"
     return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
 
@@ -226,7 +228,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
     """Qwen3-Omni behind vllm-omni's chat completions (or this app's API) as a plugin of SAGE."""
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
-        given = dict(config or {})
+        given = dict(config) if isinstance(config, dict) else {}
         self._wrong = config_faults(given)
         defaults = {key: default for key, (default, _) in CONFIG.items()}
         super().__init__(defaults | {key: value for key, value in given.items() if key not in self._wrong})
@@ -242,7 +244,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
         x = {"messages": [], "draft": "", "response": "", "change": 1.0, "error": "", "speech": ""}
         try:
             x["messages"] = self._task(x0, task_ctx)
-        except Trouble as trouble:
+        except CAUGHT as trouble:
             x["error"] = x["response"] = f"{TAG}{trouble}]"
         return IRPState(x=x, energy_val=NO_ANSWER, meta={"task_ctx": task_ctx, "memory_mb": 0.0})
 
@@ -277,14 +279,14 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
     def generate_response(
         self, messages: Any, max_new_tokens: int = 300, temperature: float = 0.8, top_k: int = 50, top_p: float = 0.95
     ) -> str:
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        return self._ask(messages, max_tokens=max_new_tokens, sampling=sampling).answer
+        fields: Any = {"max_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return self._ask(messages, **fields).answer
 
     def get_chat_response(self, messages: Any, tools: Any = None) -> dict[str, Any]:
         """`raw` is the server's answer, and beside it Ollama's names of its counts, which SAGE's tool loop reads."""
         reply = self._ask(messages, tools=tools or None)
-        usage = reply.raw.get("usage") or {}
-        counts = {"prompt_eval_count": usage.get("prompt_tokens"), "eval_count": usage.get("completion_tokens")}
+        tokens = map(reply.usage.get, ("prompt_tokens", "completion_tokens"))
+        counts = dict(zip(("prompt_eval_count", "eval_count"), tokens, strict=True))
         raw = {} if reply.error else {**reply.raw, **counts, "done_reason": reply.ended}
         return {"content": reply.answer, "tool_calls": reply.tool_calls, "role": reply.role, "raw": raw}
 
@@ -292,14 +294,14 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
         """Text as it comes; a failure is the last piece. Closing the iterator stops the server."""
         try:
             yield from self._chat(messages, Reply(), stream=True)
-        except Trouble as trouble:
+        except CAUGHT as trouble:
             yield f"{TAG}{trouble}]"
 
     def health_check(self) -> bool:
         """Whether the server is ready and takes our key. Asks every time, so it recovers with the server."""
         try:
             return self._get("/health") is not None and bool(self._get("/v1/models"))
-        except Trouble:
+        except CAUGHT:
             return False
 
     def _ask(self, messages: Any, *, empty: bool = True, **fields: Any) -> Reply:
@@ -310,7 +312,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
             if not (empty or reply.text.strip()):
                 raise Trouble("The model said nothing.")
             reply.speech = self.last_speech = self._keep(reply)
-        except (Trouble, OSError) as error:
+        except CAUGHT as error:
             reply.error = f"{TAG}{error}]"
         reply.answer = reply.error or reply.text.strip()
         return reply
@@ -318,6 +320,8 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
     def _chat(self, messages: Any, reply: Reply, *, stream: bool, speech: bool = False, **fields: Any) -> Iterator[str]:
         """Fills `reply` and gives its text as it comes. Raises Trouble."""
         task = messages if isinstance(messages, list) else self._task(messages)
+        if not all(isinstance(one, dict) for one in task):
+            raise Trouble('The messages must be a list of {"role": ..., "content": ...}.')
         given = {"temperature": self.temperature, "voice": self.config["voice"] or None}
         given |= {key: value for key, value in fields.items() if value is not None}
         body = {
@@ -335,7 +339,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
         given, aims = {"text": x0} if isinstance(x0, str) else x0, task_ctx if isinstance(task_ctx, dict) else {}
         if not isinstance(given, dict):
             raise Trouble("The task must be text, or a dict with text, image, audio or video.")
-        text, most = str(given.get("text") or given.get("prompt") or ""), self.config["max_media_mb"]
+        text, most = str(given.get("text") or given.get("prompt") or ""), self.config["max_media_mb"] * 10**6
         media = [_media(kind, given[kind], most) for kind in MIMES if given.get(kind) is not None]
         if not (text.strip() or media):
             raise Trouble("There is nothing to answer: no text, image, audio or video.")
@@ -352,7 +356,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="omni-irp-")
         name = f"speech-{id(self):x}-{next(self._number) % SPEECH_KEPT}.wav"
         path = Path(self.config["speech_folder"] or self._folder.name) / name
-        with wave.open(str(path), "wb") as wav:
+        with path.open("wb") as file, wave.open(file, "wb") as wav:
             wav.setparams((1, 2, reply.rate, 0, "NONE", ""))
             wav.writeframes(reply.pcm)
         return str(path)
@@ -361,7 +365,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc]  # found at run time
         """The memory of the server's process (API server; not the GPU), as its /metrics tell it."""
         if time.monotonic() >= self._memory[0]:
             found = 0.0
-            with contextlib.suppress(Trouble, ValueError):
+            with contextlib.suppress(*CAUGHT):
                 lines = self._get("/metrics").decode("utf-8", "replace").splitlines()
                 found = sum(float(line.split()[-1]) for line in lines if line.startswith(RESIDENT)) / 2**20
             self._memory = time.monotonic() + self.config["metrics_seconds"], {"memory_mb": found}
