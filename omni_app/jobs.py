@@ -6,7 +6,7 @@ import fcntl
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,6 +33,13 @@ class Recipe(Told):
     """Group width of W4A16; 0: its own."""
 
 
+class Request(Told):
+    source: str
+    output: str
+    recipe: Recipe
+    calibration: str = ""
+
+
 class State(Told):
     status: Status
     message: str = ""
@@ -53,13 +60,6 @@ class Step(Told):
     time: float = 0.0
 
 
-class Request(Told):
-    source: str
-    output: str
-    recipe: Recipe
-    calibration: str = ""
-
-
 class Check(Told):
     name: str
     passed: bool
@@ -72,12 +72,39 @@ class LayerError(Told):
     relative: float | None
 
 
+class DepthError(Told):
+    """Relative weight errors of one part within one decoder layer."""
+
+    part: str
+    depth: int
+    mean: float | None
+    worst: float | None
+
+
+class Speech(Told):
+    """One sentence, said by the original and by the result; rates are None where nobody listened."""
+
+    asked: str
+    said_before: str = ""
+    said_after: str = ""
+    heard_before: str = ""
+    heard_after: str = ""
+    word_error_rate: float | None = None
+    wav_before: str = "speech_before.wav"
+    wav_after: str = "speech_after.wav"
+
+
 class Report(Told):
+    """verification.json; quantize/verify/report.py tells what each figure means."""
+
     passed: bool
     checks: tuple[Check, ...]
     worst: tuple[LayerError, ...] = ()
     mean_error: dict[str, float | None] = Field(default_factory=dict)
-    quality: dict[str, Any] = Field(default_factory=dict)
+    depth_error: tuple[DepthError, ...] = ()
+    quality: dict[str, float | None] = Field(default_factory=dict)
+    speech: Speech | None = None
+    not_measured: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

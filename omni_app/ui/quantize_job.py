@@ -1,0 +1,88 @@
+"""One quantization job at one moment, as the Quantize page tells of it."""
+
+from __future__ import annotations
+
+import html
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from omni_app.jobs import Job, Request, State, Step
+from omni_app.quantizing import Quantizer
+from omni_app.ui.quantize_plots import duration, memory_html
+
+STAGES = {
+    "environment": "Environment", "fetch": "Fetch", "capture": "Calibrate", "quantize": "Quantize",
+    "verify": "Verify", "measure": "Measure", "finish": "Finish",
+}  # fmt: skip
+ALWAYS = ("quantize", "verify", "finish")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One job at one moment."""
+
+    request: Request
+    state: State
+    steps: tuple[Step, ...]
+    ahead: int
+
+    @classmethod
+    def of(cls, job: Job, quantizer: Quantizer) -> Snapshot:
+        state = job.state
+        ahead = quantizer.ahead(job) if state.status == "queued" else 0
+        return cls(job.request, state, tuple(job.steps(state.created)), ahead)
+
+
+def line(one: Snapshot) -> str:
+    """The job in the list."""
+    made = time.strftime("%d %b %H:%M", time.localtime(one.state.created))
+    place = f", {one.ahead} ahead" if one.state.status == "queued" else ""
+    return f"{Path(one.request.output).name} · {made} · {one.state.status}{place}"
+
+
+def job_html(one: Snapshot, now: float) -> str:
+    """Name, status and what is going on, for people."""
+    recipe, state = one.request.recipe, one.state
+    by = "" if recipe.algorithm == "rtn" else f" by {recipe.algorithm}"
+    what = f"{Path(one.request.source).name} to {recipe.scheme}{by}"
+    return (
+        f'<div class="quantize job"><h2>{html.escape(what)}</h2><span class="chip {state.status}">{state.status}</span>'
+        f'<p role="status">{html.escape(_words(one, now))}</p>{_progress(one)}'
+        f'{memory_html(one.steps)}<p class="where">{html.escape(one.request.output)}</p></div>'
+    )
+
+
+def _words(one: Snapshot, now: float) -> str:
+    state = one.state
+    if state.status == "queued":
+        others = "1 job is" if one.ahead == 1 else f"{one.ahead} jobs are"
+        return f"Waiting: {others} before this one." if one.ahead else "It starts in a moment."
+    if state.status == "running":
+        return f"At work for {duration(max(now - state.started, 0))}."
+    took = f" It took {duration(state.ended - state.started)}." if state.status == "done" and state.started else ""
+    return state.message + took
+
+
+def _progress(one: Snapshot) -> str:
+    """The stages, and how far the present one is."""
+    if one.state.status not in ("running", "failed", "interrupted", "cancelled") or not one.steps:
+        return ""
+    last, seen = one.steps[-1], {step.stage for step in one.steps}
+    stages = [name for name in STAGES if name in seen or name in ALWAYS]
+    items = "".join(f'<li class="{_phase(name, last.stage, stages)}">{STAGES[name]}</li>' for name in stages)
+    share = 100 * last.done / last.total if last.total else 0
+    left = f", about {duration(last.seconds_left)} left" if last.seconds_left and one.state.status == "running" else ""
+    layer = f": {last.layer}" if last.layer else ""
+    told = f"{STAGES.get(last.stage, last.stage)} {last.done} of {last.total}{layer}{left}"
+    return (
+        f'<ol class="stages">{items}</ol><div class="progress" role="progressbar" aria-valuenow="{share:.0f}" '
+        f'aria-valuemin="0" aria-valuemax="100" aria-label="Progress of this stage">'
+        f'<i style="width:{share:.1f}%"></i></div><p class="step">{html.escape(told)}</p>'
+    )
+
+
+def _phase(name: str, present: str, stages: list[str]) -> str:
+    if name == present:
+        return "now"
+    return "past" if present in stages and stages.index(name) < stages.index(present) else "to-come"
