@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from textwrap import shorten
 
 import anyio.to_thread
 
@@ -26,7 +27,7 @@ NAME = "openai-compatible"
 PROBE_S = 60.0
 """Longest wait for the answer to one probe; the first request of a server may compile its kernels."""
 MODELS = "/v1/models"
-MOST_WORDS = 80
+MOST_WORDS = 50
 """Characters of a server's refusal that the header of the page repeats."""
 
 
@@ -133,7 +134,11 @@ def _shown(model: str) -> str:
 def _told(served: Served, address: str) -> str:
     can = served.can
     sentences = [f"Answers come from {served.dialect.name} at {address}; it takes {named_kinds(can.modalities)}."]
-    refused = [f"{KIND_NAMES[kind]} ({can.refusals[kind][:MOST_WORDS]})" for kind in KIND_NAMES if kind in can.refusals]
+    refused = [
+        f"{KIND_NAMES[kind]} ({shorten(can.refusals[kind], MOST_WORDS, placeholder='…')})"
+        for kind in KIND_NAMES
+        if kind in can.refusals
+    ]
     if refused:
         sentences.append(f"It refuses {', '.join(refused)}.".replace("text (", "text without speech ("))
     if not can.speaks:
