@@ -1,4 +1,4 @@
-"""`python -m quantize estimate | run | start | cancel | jobs | verify | card | push | schemes`.
+"""`python -m quantize estimate | run | start | cancel | jobs | verify | card | push | inspect | convert | schemes`.
 
 Machine-readable lines on stdout, words on stderr.
 """
@@ -13,7 +13,7 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from quantize import environment, estimate, folder, hub, job, plan, push, supervisor
+from quantize import environment, estimate, folder, hub, job, modelopt, plan, push, supervisor
 from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
 from quantize.job import LIVE, Job, Request, Status
 from quantize.schemes import ALGORITHMS, RECIPES, SCHEMES, Recipe
@@ -61,6 +61,11 @@ def _arguments() -> argparse.ArgumentParser:
     pushing.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
     pushing.add_argument("--dry-run", action="store_true", help="print exactly what would be uploaded; send nothing")
     pushing.add_argument("--visitor", action="store_true", help=f"use the token in {push.VISITOR_TOKEN} and no other")
+    looking = commands.add_parser("inspect", help="how much of each part is quantized, and whether it can be served")
+    looking.add_argument("folder", type=Path)
+    converting = commands.add_parser("convert", help="turn ModelOpt's NVFP4 into compressed-tensors, proven equal")
+    converting.add_argument("folder", type=Path)
+    converting.add_argument("output", type=Path)
     listing = commands.add_parser("jobs", help="list the jobs, newest first")
     listing.add_argument("--jobs", type=Path, default=_JOBS)
     commands.add_parser("schemes", help="what there is to choose from, and whether the worker's environment is built")
@@ -165,10 +170,25 @@ def _follow(one: Job, ended: threading.Event) -> None:
 
 
 def _verify(found: argparse.Namespace) -> int:
-    python = environment.ensure(sys.stderr.buffer)
     source = ["--source", str(found.source.absolute())] if found.source else []
-    command = [str(python), "-m", "quantize.worker", "verify", str(found.folder.absolute()), *source]
+    return _in_environment("quantize.worker", "verify", str(found.folder.absolute()), *source)
+
+
+def _convert(found: argparse.Namespace) -> int:
+    return _in_environment("quantize.convert", str(found.folder.absolute()), str(found.output.absolute()))
+
+
+def _in_environment(*arguments: str) -> int:
+    """Run a module of ours in the worker's interpreter."""
+    command = [str(environment.ensure(sys.stderr.buffer)), "-m", *arguments]
     return subprocess.run(command, cwd=environment.ROOT, env=environment.variables(), check=False).returncode
+
+
+def _inspect(found: argparse.Namespace) -> int:
+    description = modelopt.describe(found.folder)
+    print(json.dumps(description.as_dict()))
+    print(description.table(), file=sys.stderr)
+    return 0
 
 
 def _card(found: argparse.Namespace) -> int:
@@ -206,7 +226,7 @@ def _schemes(found: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "estimate": _estimate, "run": _run, "start": _start, "cancel": _cancel, "jobs": _jobs, "verify": _verify,
-    "card": _card, "push": _push, "schemes": _schemes,
+    "card": _card, "push": _push, "inspect": _inspect, "convert": _convert, "schemes": _schemes,
 }  # fmt: skip
 
 

@@ -138,6 +138,15 @@ def quantizer_sections(config: Mapping[str, Any], where: str = "") -> dict[str, 
     return found
 
 
+def without_quantizer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config.json as of an unquantized model."""
+    return {
+        name: without_quantizer(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name != "quantization_config"
+    }
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize.checkpoint import INDEX
+from quantize.checkpoint import INDEX, MODELOPT, Checkpoint, without_quantizer
 from quantize.errors import BadRequest
 from quantize.plan import Plan, ignore_rules
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-_OURS = {"config.json", INDEX, "recipe.yaml", "README.md", "verification.json"}
+_OURS = {"config.json", INDEX, "recipe.yaml", "README.md", "verification.json", "verification.md", MODELOPT}
 
 
 def partial(out: Path) -> Path:
@@ -58,17 +58,25 @@ def publish(out: Path) -> None:
 
 def complete(plan: Plan, folder: Path, scheme: QuantizationScheme, where: Mapping[str, str]) -> None:
     """Write index, config.json and recipe.yaml; copy tokenizer, processor, template and generation config."""
+    section = quantization_config(scheme, plan.source.tensors.keys() - plan.quantized, plan.quantized)
+    finish(plan.source, folder, section, where)
+    (folder / "recipe.yaml").write_text(recipe(plan))
+
+
+def finish(source: Checkpoint, folder: Path, section: Mapping[str, Any], where: Mapping[str, str]) -> None:
+    """Write index and config.json, and copy what else lies beside the weights.
+
+    section: the quantization_config. where: the file of each tensor.
+    """
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes them for their owner alone; a server may be somebody else
-    if len(plan.source.files) > 1:
+    if len(source.files) > 1:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
-    section = quantization_config(plan, scheme)
-    config = {**plan.source.config, "quantization_config": section}
+    config = {**without_quantizer(source.config), "quantization_config": section}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
-    (folder / "recipe.yaml").write_text(_recipe(plan, section["ignore"]))
-    for file in plan.source.folder.iterdir():
+    for file in source.folder.iterdir():
         if file.is_file() and file.suffix not in _WEIGHTS and file.name not in _OURS and not _index(file.name):
             shutil.copyfile(file, folder / file.name)
 
@@ -77,27 +85,30 @@ def _index(name: str) -> bool:
     return name.endswith(".index.json")
 
 
-def quantization_config(plan: Plan, scheme: QuantizationScheme) -> dict[str, Any]:
-    """The top-level section of config.json that compressed-tensors and vLLM read."""
+def quantization_config(scheme: QuantizationScheme, kept: Iterable[str], quantized: Iterable[str]) -> dict[str, Any]:
+    """The top-level section of config.json that compressed-tensors and vLLM read.
+
+    kept, quantized: names of the original's tensors.
+    """
     from compressed_tensors import __version__
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 
-    kept = plan.source.tensors.keys() - plan.quantized
     config = QuantizationConfig(
         config_groups={"group_0": scheme},
         format=scheme.format,
-        ignore=ignore_rules(kept, plan.quantized),
+        ignore=ignore_rules(kept, quantized),
         quantization_status=QuantizationStatus.COMPRESSED,
     )
     found: dict[str, Any] = json.loads(config.model_dump_json())
     return {"version": __version__, "quant_method": "compressed-tensors", "transform_config": {}, **found}
 
 
-def _recipe(plan: Plan, ignore: list[str]) -> str:
-    """The recipe in llm-compressor's own form."""
+def recipe(plan: Plan) -> str:
+    """recipe.yaml: the plan in llm-compressor's own form."""
     import yaml
 
     recipe = plan.recipe
+    ignore = ignore_rules(plan.source.tensors.keys() - plan.quantized, plan.quantized)
     modifier = "GPTQModifier" if recipe.algorithm.startswith("gptq") else "QuantizationModifier"
     settings: dict[str, Any] = {"targets": ["Linear"], "ignore": ignore, "scheme": plan.scheme.name}
     if recipe.algorithm in ("mse", "gptq-mse"):

@@ -198,7 +198,7 @@ def _bars(note: Callable[[int], None]) -> type[Any]:
     """A class of progress bars that only count: bytes on disk over all files, as huggingface_hub adds them up."""
     from tqdm import tqdm
 
-    class Counting(tqdm):  # type: ignore[type-arg]
+    class Counting(tqdm):  # type: ignore[misc]
         def display(self, *args: Any, **kwargs: Any) -> None:
             """Nothing is drawn: a log is no terminal."""
 

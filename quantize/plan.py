@@ -15,6 +15,8 @@ _RULES = (
     r".*lm_head.*", r".*visual\..*", r".*audio_tower\..*", r".*code2wav.*", r".*code_predictor.*", r".*codec_head$",
     r".*(text|hidden)_projection\..*", r".*mlp\.gate$", r".*shared_expert_gate$", r".*embed.*",
 )  # fmt: skip
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+"""Of a layer or an expert; the 2 of code2wav is none."""
 _WHOLE_PARTS = (r".*talker.*", r".*thinker.*mlp\.experts\..*", r".*self_attn\..*", r".*shared_experts?\..*")
 
 
@@ -106,7 +108,7 @@ def ignore_rules(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:
 
 def _form(name: str) -> str:
     """A module's name whatever its layer or expert: a model has a hundred forms and ten thousand names."""
-    return re.sub(r"\d+", "0", name)
+    return _INDEX.sub("0", name)
 
 
 def _regex(name: str, any_layer: bool) -> str:
@@ -114,7 +116,7 @@ def _regex(name: str, any_layer: bool) -> str:
     head, _, tail = name.rpartition("model.layers.")
     pattern = re.escape(tail if head or name.startswith("model.layers.") else name)
     if any_layer:
-        pattern = re.sub(r"\d+", lambda _: r"\d+", pattern)
+        pattern = re.sub(r"(?:^|(?<=\.))\d+(?=\\|$)", lambda _: r"\d+", pattern)
     if not tail or tail == name:
         return f".*{pattern}$"
     return f".*{owner}.*model\\.layers\\.{pattern}$" if owner in ("thinker", "talker") else f".*layers\\.{pattern}$"

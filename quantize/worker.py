@@ -117,7 +117,7 @@ def quantize(job: Job, tell: Tell) -> None:
     verify.write(report, job.folder)
     verify.write(report, growing)
     tell("finish", 1, 2, "model card")
-    (growing / "README.md").write_text(card.render(made, expected, report))
+    (growing / "README.md").write_text(card.render(made, expected, report, card.data(made, request.calibration)))
     folder.publish(out)
     tell("finish", 2, 2, str(out))
 

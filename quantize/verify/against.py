@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantize import formats
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint import Checkpoint, without_quantizer
 from quantize.formats import ERROR_LIMITS, Layer
 from quantize.progress import Tell
 from quantize.schemes import part_of
@@ -81,8 +81,8 @@ def _side_files(folder: Path) -> Iterator[Path]:
     return (file for file in folder.iterdir() if file.suffix in _SIDE_FILES and "index" not in file.name)
 
 
-def _plain(found: Checkpoint) -> dict[str, object]:
-    return {name: value for name, value in found.config.items() if name != "quantization_config"}
+def _plain(found: Checkpoint) -> Mapping[str, object]:
+    return without_quantizer(found.config)
 
 
 def identical(pair: Pair) -> Check:

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     import torch
 
 _SHOWN = 10
-_SCALE_BOUNDS = {"input_global_scale": (1e-4, 1e10), "weight_global_scale": (1e-2, 1e12)}
-"""2688 / amax of any weight or activation that a BF16 model really has. Uninitialised memory rarely keeps to it."""
+_SCALE_BOUNDS = {
+    "input_global_scale": (1e-4, 1e10), "weight_global_scale": (1e-2, 1e12), "weight_scale_2": (1e-12, 1e2),
+}  # fmt: skip
+"""2688 / amax of any weight or activation that a BF16 model really has, or in ModelOpt's files its inverse.
+Uninitialised memory rarely keeps to it."""
+_SHARED = ("weight_global_scale", "input_global_scale", "weight_scale_2", "input_scale")
 
 
 def checks(result: Checkpoint, found: Mapping[str, Layer], weights: Weights) -> Iterator[Check]:
@@ -69,7 +73,7 @@ def _fused(found: Mapping[str, Layer], weights: Weights) -> Check:
     """Engines fuse q, k and v, and gate and up, under one global scale and one input scale."""
     by_key: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for name, layer in found.items():
-        for last in ("weight_global_scale", "input_global_scale"):
+        for last in _SHARED if layer.kind == "nvfp4" else ():
             if last in layer.tensors and layer.tensors[last].count == 1:
                 by_key[fused_with(f"{name}.weight"), last][name] = float(weights.get(layer.tensors[last]))
     odd = [f"{min(group)}.{last}" for (_, last), group in by_key.items() if len(set(group.values())) > 1]

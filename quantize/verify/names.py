@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from quantize import modelopt
 from quantize.checkpoint import Checkpoint
 from quantize.formats import Layer
 from quantize.plan import module
 from quantize.verify.alone import check
 from quantize.verify.report import Check
+from quantize.vllm_names import built_linear, outer_name
 
-_OUTER_NAMES = (
-    ("thinker.lm_head", "thinker.language_model.lm_head"),
-    ("thinker.model", "thinker.language_model.model"),
-    ("talker.model", "talker.language_model.model"),
-)
-"""How vllm-omni 0.30 names the modules of a checkpoint's tensors."""
+_OTHERWISE = "would be built otherwise than stored"
 
 
 def names(result: Checkpoint, found: Mapping[str, Layer]) -> Check:
+    if said := modelopt.declared(result):
+        return check(
+            "names for vLLM",
+            modelopt.misbuilt(result, said, found),
+            f"the excluded modules of {said.where} are exactly the BF16 layers",
+            "would be built otherwise than stored",
+        )
     section = result.config.get("quantization_config")
     if not isinstance(section, Mapping):
         return Check("names for vLLM", False, "config.json has no quantization_config at its top level")
@@ -30,26 +34,14 @@ def names(result: Checkpoint, found: Mapping[str, Layer]) -> Check:
     kept = {
         module(name) for name, tensor in result.tensors.items() if name.endswith(".weight") and len(tensor.shape) == 2
     }
-    wrong += [name for name in kept - found.keys() if _built_linear(name) and not ignored(name)]
+    wrong += [name for name in kept - found.keys() if built_linear(name) and not ignored(name)]
     if result.is_omni:
         wrong += [name for name in result.tensors if not name.startswith(("thinker.", "talker.", "code2wav."))]
     return check("names for vLLM", wrong, "`ignore` matches exactly the BF16 layers under vllm-omni's names",
-                  "would be built otherwise than stored")  # fmt: skip
+                  _OTHERWISE)  # fmt: skip
 
 
 def _ignoring(rules: list[str]) -> Callable[[str], bool]:
     regexes = [re.compile(rule[3:]) for rule in rules if rule.startswith("re:")]
     plain = {outer_name(rule) for rule in rules if not rule.startswith("re:")}
     return lambda name: outer_name(name) in plain or any(regex.match(outer_name(name)) for regex in regexes)
-
-
-def outer_name(name: str) -> str:
-    """A module's name as vllm-omni has it."""
-    for ours, theirs in _OUTER_NAMES:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
-
-
-def _built_linear(name: str) -> bool:
-    return not re.search(r"norm|embed|rotary", name.rpartition(".")[2])

@@ -1,0 +1,79 @@
+"""The model card, whole, as it is published; and what it says where figures are missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quantize import card, checkpoint, estimate, plan
+from quantize.card import Data
+from quantize.estimate import Machine
+from quantize.schemes import Recipe
+from quantize.speech import Speech
+from quantize.verify.report import Check, LayerError, Report
+from tests.quantize.test_plan import EVERY_PART
+
+GOLDEN = Path(__file__).parent / "golden" / "card.md"
+MADE = {"llmcompressor": "0.14.0.1", "compressed-tensors": "0.19.0", "transformers": "5.17.0", "torch": "2.13.0"}
+REPORT = Report(
+    "out", "in",
+    (Check("scales", True, "74,112 are finite, positive and plausible"), Check("every tensor", True, "none missing")),
+    (LayerError("thinker.model.layers.0.mlp.experts.1.up_proj", "nvfp4", 0.1012),),
+    {"thinker_experts": 0.0951},
+    {"perplexity": 9.51, "perplexity_before": 9.32, "perplexity_ratio": 1.02, "kl": 0.031, "agreement": 0.941},
+)  # fmt: skip
+GIVEN = Data("the user's set questions.jsonl", {"text alone": 12, "a picture": 9, "a sound": 11}, 1)
+
+
+def rendered(published: Path, recipe: Recipe, report: Report = REPORT, given: Data | None = None) -> str:
+    made = plan.make(checkpoint.read_source(published), recipe)
+    size = estimate.estimate(made, Machine(10**12, 10**12, 2))
+    return card.render(made, size, report, given, MADE)
+
+
+def test_card_is_the_golden_one(published: Path) -> None:
+    pytest.importorskip("yaml")
+    assert rendered(published, Recipe("NVFP4"), given=GIVEN) == GOLDEN.read_text()
+
+
+def test_metadata_is_what_a_hub_reads(published: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    held = ModelCard(rendered(published, Recipe("FP8_DYNAMIC"))).data.to_dict()
+    assert held["base_model_relation"] == "quantized"
+    assert held["tags"] == ["compressed-tensors", "llm-compressor", "fp8-dynamic", "vllm"]
+
+
+def test_what_was_not_measured_is_a_limit(published: Path) -> None:
+    text = rendered(published, Recipe("NVFP4A16"), replace(REPORT, quality={}))
+    assert "were not measured" in text
+    assert "Nobody listened" in text
+    assert "Calibration data: none" in text
+
+
+def test_stages_are_told_how_they_are_stored(published: Path) -> None:
+    talker = rendered(published, Recipe("NVFP4A16", parts=EVERY_PART))
+    assert '"1": {"moe_backend": "auto"}, "2": {"hf_overrides": {"quantization_config": null}}' in talker
+    assert '\'{"1": {"hf_overrides"' in rendered(published, Recipe("FP8_DYNAMIC"))
+
+
+def test_speech_that_was_heard_is_no_limit(published: Path) -> None:
+    heard = Speech("Say it.", "It.", "It.", word_error_rate=0.0)
+    text = rendered(published, Recipe("NVFP4A16"), replace(REPORT, speech=heard))
+    assert "Nobody listened" not in text
+
+
+def test_text_models_are_served_plainly(text_model: Path) -> None:
+    text = rendered(text_model, Recipe("NVFP4A16"))
+    assert "vllm serve ./text-NVFP4A16\n" in text
+    assert "pipeline_tag: text-generation" in text
+    assert "--omni" not in text
+
+
+def test_name_of_a_snapshot_in_the_hubs_cache_is_its_id(text_model: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--them--a-model" / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    text_model.rename(snapshot)
+    assert "base_model: them/a-model\n" in rendered(snapshot, Recipe("NVFP4A16"))
