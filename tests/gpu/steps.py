@@ -245,7 +245,8 @@ STEPS: dict[str, Callable[[Order], Awaitable[Json]]] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The options that a session passes on."""
+    made = argparse.ArgumentParser(add_help=False)
     made.add_argument("--text-tokens", type=int, default=60)
     made.add_argument("--frames", type=int, default=150, help="most codec frames; 12.5 are one second of speech")
     made.add_argument("--users", default="1,4,8,16", help="numbers of users; soak takes the largest")
@@ -255,7 +256,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    made = parser()
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[parser()]
+    )
     made.add_argument("step", choices=STEPS)
     made.add_argument("--endpoint", required=True)
     made.add_argument(

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import gzip
 import json
+import mimetypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +21,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.request import url2pathname
 
 ROOT = Path(__file__).parents[2]
 LOGS = ROOT / "tests/data/vllm_logs"
@@ -59,7 +64,36 @@ def stages(script: Script) -> None:
         subprocess.Popen([sys.executable, "-c", code], **apart)  # type: ignore[call-overload]
 
 
-async def serve(script: Script, host: str, port: int) -> None:
+def read_files(app: Any, allowed: str) -> Any:
+    """The app, which takes media as data URLs alone, with `file://` below one folder, as vllm's MediaConnector does."""
+
+    def read(found: re.Match[str]) -> str:
+        path = Path(url2pathname(found[1])).resolve()
+        if not (allowed and Path(allowed).resolve() in path.parents):
+            return found[0]
+        return f'"data:{mimetypes.guess_type(path)[0]};base64,{base64.b64encode(path.read_bytes()).decode()}"'
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await app(scope, receive, send)
+        message = await receive()
+        body = message["body"]
+        while message.get("more_body"):
+            message = await receive()
+            body += message["body"]
+        whole = re.sub(r'"file://([^"]+)"', read, body.decode()).encode()
+        waiting = [{"type": "http.request", "body": whole, "more_body": False}]
+
+        async def receive_whole() -> Any:
+            return waiting.pop() if waiting else await receive()
+
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        return await app(scope, receive_whole, send)
+
+    return wrapped
+
+
+async def serve(script: Script, host: str, port: int, allowed: str) -> None:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse
@@ -89,7 +123,7 @@ async def serve(script: Script, host: str, port: int) -> None:
     refusals = [Route("/v1/chat/completions", refuse, methods=["POST"])] if script.refuses else []
     app = Starlette(routes=[*refusals, *api.routes(runner, settings, Limits.of(settings))])
     crashing = asyncio.create_task(crash_on_command(script))
-    await Server(uvicorn.Config(app, host, port, log_level="error", lifespan="off")).serve()
+    await Server(uvicorn.Config(read_files(app, allowed), host, port, log_level="error", lifespan="off")).serve()
     crashing.cancel()
 
 
@@ -108,6 +142,7 @@ def main() -> None:
     parser.add_argument("--omni", action="store_true", required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--allowed-local-media-path", default="")
     arguments, _ = parser.parse_known_args()
     script = Script(**json.loads(os.environ.get("FAKE_VLLM", "{}")))
     if script.deaf:
@@ -119,7 +154,7 @@ def main() -> None:
     play(script)
     if script.exit_code is not None:
         os.kill(os.getpid(), -script.exit_code) if script.exit_code < 0 else os._exit(script.exit_code)
-    asyncio.run(serve(script, arguments.host, arguments.port))
+    asyncio.run(serve(script, arguments.host, arguments.port, arguments.allowed_local_media_path))
 
 
 if __name__ == "__main__":

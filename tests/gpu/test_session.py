@@ -1,0 +1,89 @@
+"""The GPU session: on a CUDA host with a model for real, and everywhere else against the stand-in for vllm."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.steps import ROOT
+from tests.server import fake_vllm, model_folder
+
+SMI = """#!/bin/sh
+case "$*" in *compute-apps*) exit 0;; esac
+echo '0, GPU-5d1f7a, NVIDIA H100 80GB HBM3, 81559, 80994, 9.0, 580.95.05'
+"""
+
+
+def session(out: Path, *more: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.gpu.session", "--out", str(out), *more]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """A serve environment whose vllm is the stand-in, and a nvidia-smi that tells of an H100."""
+    programs = {
+        "vllm": f'#!/bin/sh\nexec {sys.executable} {fake_vllm.__file__} "$@"\n',
+        "python": f'#!/bin/sh\nshift 3\nexec {sys.executable} {fake_vllm.__file__} "$@"\n',
+        "nvidia-smi": SMI,
+    }
+    folder = tmp_path / "venv/bin"
+    folder.mkdir(parents=True)
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return tmp_path / "venv"
+
+
+def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -> None:
+    model = model_folder.make(tmp_path / "model", "nvfp4")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    done = session(
+        tmp_path / "out", f"--model={model}", f"--serve-venv={stand_in}", f"--port={port}", "--users=1,2", "--rounds=1",
+        "--steps=speak,media,turns,voices,page,stop,users,soak", "--seconds=0.1", "--variant=codec_chunk_frames=10",
+        "--variant=switches=parallel,no-locks", f"--cache-dir={tmp_path / 'cache'}",
+        PATH=f"{stand_in}/bin:{os.environ['PATH']}",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert {name: facts.get("why") for name, facts in results.items() if not facts["ok"]} == {}, done.stdout[-3000:]
+    assert done.returncode == 0
+    steps = ["serve", "speak", "media", "turns", "voices", "page", "stop", "users", "soak", "stop of serve"]
+    variants = [f"{what} {one}" for one in ("codec_chunk_frames=10", "switches=parallel,no-locks")
+                for what in ("serve", "users", "stop of serve")]  # fmt: skip
+    assert list(results) == [*steps, *variants]
+    with tarfile.open(tmp_path / "out/logs.tar.gz") as tar:
+        names = tar.getnames()
+        plan = tar.extractfile("serve_codec_chunk_frames_10.log")
+        assert plan is not None
+        assert b"codec_chunk_frames: 10  # a variant" in plan.read()
+    assert {"data/server/server.log", "data/server/deploy.yaml"} <= set(names)
+    assert (tmp_path / "out/spoken.wav").stat().st_size > 1000
+
+
+def test_a_server_that_cannot_start_is_told_of_and_nothing_hangs(stand_in: Path, tmp_path: Path) -> None:
+    done = session(tmp_path / "out", f"--model={tmp_path}", f"--serve-venv={stand_in}", "--steps=speak")
+    assert done.returncode == 1
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert not results["serve"]["ok"]
+    assert "speak" not in results
+    assert results["serve"]["why"]
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(
+    shutil.which("nvidia-smi") is None or "OMNI_GPU_MODEL" not in os.environ,
+    reason="needs a CUDA device, and a model's folder in OMNI_GPU_MODEL",
+)
+def test_the_model_itself(tmp_path: Path) -> None:
+    done = session(tmp_path / "out", f"--model={os.environ['OMNI_GPU_MODEL']}", "--budget=1100")
+    assert done.returncode == 0, (tmp_path / "out/table.txt").read_text()
