@@ -11,7 +11,6 @@ Each file is read, renamed and written on its own; then all of it is proven from
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import re
 import shutil
@@ -71,18 +70,15 @@ def convert(source: Path, out: Path, tell: Tell = silent) -> Proof:
     _require_room(found, out)
     growing = folder.begin(source, out)
     try:
-        where = _write(found, layers, growing, tell)
-        _describe(found, said, layers, growing, where)
-        proof = prove(found, layers, growing, tell)
-        report = replace(verify.verify(growing), folder=str(out))
-        report.require()
-        verify.write(report, growing)
-        (growing / "README.md").write_text(card.converted(found, said.producer, report, proof.sentence()))
-        folder.publish(out)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DoesNotFit(f"The disk of {out.parent} ran full; free some space and convert again.") from error
+        with folder.room_told(out):
+            where = _write(found, layers, growing, tell)
+            _describe(found, said, layers, growing, where)
+            proof = prove(found, layers, growing, tell)
+            report = replace(verify.verify(growing), folder=str(out))
+            report.require()
+            verify.write(report, growing)
+            (growing / "README.md").write_text(card.converted(found, said.producer, report, proof.sentence()))
+            folder.publish(out)
     finally:
         folder.discard(out)
     return proof

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.checkpoint import INDEX, MODELOPT, Checkpoint, without_quantizer
-from quantize.errors import BadRequest
+from quantize.errors import BadRequest, JobStopped
 from quantize.plan import Plan, ignore_rules
 
 if TYPE_CHECKING:
@@ -49,6 +51,22 @@ def discard(out: Path) -> None:
     """Remove a half-written result."""
     if partial(out).exists():
         shutil.rmtree(partial(out))
+
+
+@contextmanager
+def room_told(out: Path) -> Iterator[None]:
+    """Raises JobStopped in words where the disk of `out` runs full; safetensors has an error of its own for that."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = error.errno == errno.ENOSPC if isinstance(error, OSError) else f"os error {errno.ENOSPC}" in str(error)
+        if not full:
+            raise
+        raise JobStopped(
+            f"The disk of {out.parent} ran full while writing; free some space and start again."
+        ) from error
 
 
 def publish(out: Path) -> None:

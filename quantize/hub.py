@@ -113,7 +113,7 @@ def fetch(source: str, tell: Tell = silent) -> Path:
     tell("fetch", 0, found.absent, source)
     with _told(source):
         folder = snapshot_download(
-            found.repo, revision=found.commit, allow_patterns=[literal(name) for name in found.files],
+            found.repo, revision=_parsed(source)[1], allow_patterns=[literal(name) for name in found.files],
             endpoint=address(), tqdm_class=_bars(lambda done: tell("fetch", done, found.absent, source)),
         )  # fmt: skip
     tell("fetch", found.absent, found.absent, source)

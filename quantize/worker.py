@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import signal
@@ -70,17 +69,12 @@ def _run(job: Job) -> int:
     signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        quantize(job, Reporter(job.folder / "progress.jsonl"))
+        with folder.room_told(out):
+            quantize(job, Reporter(job.folder / "progress.jsonl"))
     except QuantizeError as error:
         return _failed(job, str(error))
     except MemoryError:
         return _failed(job, "Memory ran out; close other programs, or choose a scheme without calibration.")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _failed(
-            job, f"The disk of {out.parent} ran full while writing; free some space and start the job again."
-        )
     finally:
         folder.discard(out)
     return 0
