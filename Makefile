@@ -8,7 +8,7 @@ SERVE_VENV   ?= .venv-serve
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run serve models test lint bench pins clean quantize-env test-quantize
+.PHONY: run serve models test lint bench pins clean quantize-env test-quantize transformers-env run-transformers test-transformers
 
 run: models
 	@$(BIN)/python app.py $(ARGS)
@@ -68,9 +68,31 @@ quantize-env: .venv-quantize/ready
 test-quantize: $(VENV)/dev.done quantize-env
 	@$(BIN)/python -m pytest tests/quantize $(ARGS)
 
+# App and transformers engine in one interpreter; torch first and by name, as above.
+transformers-env: .venv-transformers/ready
+
+.venv-transformers/ready: requirements-transformers.txt
+	@$(PYTHON) -m venv .venv-transformers
+	@echo "Installing the app with transformers (about 2 GB on disk, 5 GB more where torch brings CUDA) ..."
+	@.venv-transformers/bin/python -m pip install --disable-pip-version-check -q "$$(grep '^torch==' $<)"
+	@.venv-transformers/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
+
+# make run-transformers MODEL=folder [PRECISION=nf4]
+PRECISION ?= bf16
+run-transformers: transformers-env
+	@OMNI_ENGINE=transformers OMNI_TRANSFORMERS_MODEL="$(MODEL)" OMNI_TRANSFORMERS_PRECISION=$(PRECISION) \
+	  .venv-transformers/bin/python app.py $(ARGS)
+
+test-transformers: $(VENV)/dev.done transformers-env
+	@$(BIN)/python -m pytest -m transformers tests/engines $(ARGS)
+
 pins:
 	uv pip compile --universal --python-version 3.11 --no-annotate --no-header requirements.in -o requirements.txt
 	uv pip compile --universal --python-version 3.11 --no-annotate --no-header requirements-dev.in -o requirements-dev.txt
+	# Without what only CUDA builds of torch bring along.
+	uv pip compile --universal --python-version 3.11 --no-annotate --no-header requirements-transformers.in \
+	  | grep -v '^\(nvidia-\|cuda-\|triton\|setuptools\)' > requirements-transformers.txt
 	# The list is the same for aarch64; openai-whisper alone is published as source only.
 	uv pip compile --python-platform x86_64-manylinux_2_35 --python-version 3.12 --only-binary :all: \
 	  --no-binary openai-whisper --no-annotate --no-header requirements-serve.in -o requirements-serve.txt
