@@ -8,7 +8,7 @@ SERVE_VENV   ?= .venv-serve
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run serve models test lint bench pins clean quantize-env test-quantize transformers-env run-transformers test-transformers
+.PHONY: run serve models test lint bench pins clean quantize-env test-quantize transformers-env run-transformers test-transformers space audit
 
 run: models
 	@$(BIN)/python app.py $(ARGS)
@@ -96,6 +96,19 @@ pins:
 	# The list is the same for aarch64; openai-whisper alone is published as source only.
 	uv pip compile --python-platform x86_64-manylinux_2_35 --python-version 3.12 --only-binary :all: \
 	  --no-binary openai-whisper --no-annotate --no-header requirements-serve.in -o requirements-serve.txt
+
+# The files of a Hugging Face Space, laid out in a new folder: make space FOLDER=../omni-space
+space: $(VENV)/app.done
+	@$(BIN)/python -m omni_app space "$(or $(FOLDER),build/space)"
+
+# Known vulnerabilities of everything pinned, bills of materials and licences: in build/audit.
+audit: $(VENV)/app.done .venv-audit/ready
+	@.venv-audit/bin/python .ci/audit.py build/audit $(BIN)/python requirements.txt requirements-serve.txt quantize/requirements.txt
+
+.venv-audit/ready: .ci/audit-requirements.txt
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
