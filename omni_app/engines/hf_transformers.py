@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,9 @@ class TransformersEngine:
         finally:
             self._waiting -= 1
         try:
-            async for event in self._answer(messages, options):
-                yield event
+            async with aclosing(self._answer(messages, options)) as events:
+                async for event in events:
+                    yield event
         finally:
             self._turn.release()
 

@@ -201,7 +201,7 @@ def test_a_seed_repeats_an_answer(found: Any) -> None:
 
 @pytest.mark.transformers
 def test_leaving_ends_the_work_and_the_next_one_gets_its_turn(found: Any) -> None:
-    assert found["cancel_seconds"] > 0  # it came back from an answer of 100 000 tokens
+    assert found["still"]
     assert "1 waits" in found["queued"]
 
 

@@ -154,12 +154,17 @@ async def refused(engine: TransformersEngine, **options: Any) -> str:
     return ""
 
 
-async def cancelled(engine: TransformersEngine) -> float:
-    """Seconds from leaving a long answer until its work has ended."""
+async def cancelled(engine: TransformersEngine) -> bool:
+    """Whether the work has ended, and the model stands still, once an endless answer has been left."""
     async with aclosing(engine.reply([Message.of("user", "Go on")], ReplyOptions(max_tokens=100_000))) as events:
         await anext(events)
-        left = time.monotonic()
-    return time.monotonic() - left
+        layer = engine._ready().model.thinker.model.language_model.layers[0]
+        began = time.monotonic()
+    print(f"left after {time.monotonic() - began:.3f} s", file=sys.stderr)
+    ended, passes = engine._outbox is None, list[object]()
+    with layer.register_forward_pre_hook(lambda module, inputs: passes.append(inputs)):
+        await asyncio.sleep(0.5)
+    return ended and not passes
 
 
 async def queued(engine: TransformersEngine) -> str:
@@ -190,7 +195,7 @@ async def _replies(model: Path) -> object:
         "clip": await reply(engine, CLIP, **short), "mute": await reply(engine, MUTE, **short),
         "mixed": await reply(engine, CLIP, MUTE, SOUND, **short),
         "sampled": [await reply(engine, temperature=1.5, seed=seed, **short) for seed in (1, 1, 2)],
-        "cancel_seconds": await cancelled(engine), "queued": await queued(engine),
+        "still": await cancelled(engine), "queued": await queued(engine),
         "voice": await refused(engine, voice="nobody"), "tokens": await refused(engine, max_tokens=0),
         "long": await refused(engine, text="a b " * 40_000, speech=False),
     }  # fmt: skip
