@@ -40,7 +40,15 @@ CONFIG: dict[str, tuple[Any, float]] = {  # key -> default, whose type a value m
     "max_media_mb": (64.0, 0), "speech": (False, 0), "voice": ("", 0), "speech_folder": ("", 0), "extra_body": ({}, 0),
     "trust_weight": (1.0, 0), "max_iterations": (100, 0), "halt_eps": (1e-4, 0), "halt_K": (3, 1),
 }  # fmt: skip
-CAUGHT = (Trouble, OSError, ValueError, TypeError, LookupError, AttributeError)  # also what malformed input brings
+CAUGHT = (
+    Trouble,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)  # malformed input's too
 FOREIGN = (ImportError, AttributeError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
@@ -137,7 +145,7 @@ def config_faults(config: dict[str, Any]) -> dict[str, str]:
         kind = float if default is None else type(default)
         number, same = kind in (int, float), type(value) is kind or (kind is float and type(value) is int)
         if not (same and (not number or least <= value < float("inf"))) and not (value is default is None):
-            found[key] = f'config "{key}" must be {kind.__name__} (numbers: {least:g} or more), not {value!r:.60}'
+            found[key] = f'config "{key}" must be {kind.__name__}{f", {least:g} or more" * number}, not {value!r:.60}.'
     return found
 
 

@@ -244,6 +244,11 @@ def test_a_config_value_that_does_not_fit(unused_address: str, key: str, value: 
     assert f'config "{key}" must be' in told or key in ("endpoint", "api_key", "extra_body")
 
 
+@pytest.mark.parametrize("key", ["timeout_seconds", "connect_seconds", "metrics_seconds", "max_media_mb"])
+def test_a_number_beyond_all_bounds(unused_address: str, key: str) -> None:
+    all_tagged(irp.OmniIRP({"endpoint": unused_address, key: 1e300}))
+
+
 def test_a_config_that_is_none() -> None:
     for config in (None, "x", []):
         assert irp.OmniIRP(config).config["halt_K"] == 3
