@@ -40,15 +40,7 @@ CONFIG: dict[str, tuple[Any, float]] = {  # key -> default, whose type a value m
     "max_media_mb": (64.0, 0), "speech": (False, 0), "voice": ("", 0), "speech_folder": ("", 0), "extra_body": ({}, 0),
     "trust_weight": (1.0, 0), "max_iterations": (100, 0), "halt_eps": (1e-4, 0), "halt_K": (3, 1),
 }  # fmt: skip
-CAUGHT = (
-    Trouble,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-)  # malformed input's too
+CAUGHT = (Trouble, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 FOREIGN = (ImportError, AttributeError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
