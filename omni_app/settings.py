@@ -40,6 +40,10 @@ class Settings(BaseSettings):
         SecretStr(""), description="Bearer token that callers of /v1 must send; empty for none."
     )
 
+    serve_model: str = Field(
+        "", description="Folder of a model to serve from the start, where a GPU can hold it; until then, or where none "
+        "can, the builtin engine answers."
+    )  # fmt: skip
     serve_venv: Path = Field(
         Path(".venv-serve"), description="Environment of the model's server; `make serve` builds it."
     )

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio.to_thread
 import gradio as gr
 from starlette.middleware import Middleware
 
@@ -18,6 +19,7 @@ from omni_app.certificate import ensure
 from omni_app.engines.base import Engine
 from omni_app.media import Limits
 from omni_app.runner import Runner
+from omni_app.server import autostart
 from omni_app.server.control import ServerControl, with_own_server
 from omni_app.settings import Settings
 from omni_app.turnstile import Turnstile
@@ -56,6 +58,13 @@ def choose(settings: Settings) -> tuple[Engine, str]:
     settings, own = with_own_server(settings)
     spec, because = engines.choose(settings)
     return spec.create(settings), own or because
+
+
+async def serve_from_the_start(settings: Settings, runner: Runner) -> None:
+    """Begin with the model that the settings name for it, and say on the page what has become of that."""
+    if said := await anyio.to_thread.run_sync(autostart.begin, settings):
+        log.info(said)
+        runner.chosen_because = f"{runner.chosen_because} {said}"
 
 
 async def rest_when_idle(settings: Settings, runner: Runner) -> None:
@@ -120,6 +129,7 @@ def _lifespan(settings: Settings, runner: Runner) -> Any:
         runner.start()
         watching = [
             asyncio.create_task(follow_own_server(settings, runner), name="follow own server"),
+            asyncio.create_task(serve_from_the_start(settings, runner), name="serve from the start"),
             asyncio.create_task(rest_when_idle(settings, runner), name="rest when idle"),
         ]
         yield
