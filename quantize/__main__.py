@@ -85,7 +85,8 @@ def _recipe(found: argparse.Namespace) -> Recipe:
     base = RECIPES[found.recipe or "weight-only"][0]
     parts = tuple(found.parts.split(",")) if found.parts else base.parts
     samples = base.samples if found.samples is None else found.samples
-    return Recipe(found.scheme or base.scheme, found.algorithm or base.algorithm, parts, samples, found.group or 0)
+    scheme, algorithm = found.scheme or base.scheme, found.algorithm or base.algorithm
+    return Recipe(scheme, algorithm, parts, samples, found.group or 0, base.mix)
 
 
 def _estimate(found: argparse.Namespace) -> int:

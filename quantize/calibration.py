@@ -26,7 +26,10 @@ def amax(plan: Plan, calibration: str, store: Path, tell: Tell = silent) -> dict
 
     Raises CalibrationUnusable where samples are too few, or never reached some layer.
     """
-    key = {"source": str(plan.source.folder), "samples": plan.recipe.samples, "calibration": calibration}
+    recipe = plan.recipe
+    key = {
+        "source": str(plan.source.folder), "samples": recipe.samples, "mix": recipe.mix, "calibration": calibration,
+    }  # fmt: skip
     found = _stored(store / _FILE, key)
     needed = {module(name) for name in plan.quantized}
     if not needed <= found.keys():
@@ -50,9 +53,8 @@ def _stored(path: Path, key: dict[str, Any]) -> dict[str, float]:
 
 def _capture(plan: Plan, calibration: str, store: Path, tell: Tell) -> dict[str, float]:
     source = plan.source
-    given = samples.read(calibration, plan.recipe.samples, source.is_omni)
-    for skipped in given.skipped:
-        print(f"Skipped {skipped}", flush=True)
+    given = samples.read(calibration, plan.recipe.samples, source.is_omni, plan.recipe.mix)
+    samples.log(given)
     tell("capture", 0, len(given.found), "loading the model")
     model, tools = engines.load(source), engines.tools_of(source)
     speak = any(name.startswith("talker.") for name in plan.quantized)

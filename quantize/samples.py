@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantize.errors import CalibrationUnusable
+from quantize.schemes import MIXES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +26,7 @@ _SOUND_SECONDS = 30
 _IMAGE_SIDE = 768
 _TEXT_CHARACTERS = 8_000
 _LEAST = 2
+KINDS = ("sound", "picture", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +46,69 @@ class Samples:
     """Files and lines that could not be read, each with why."""
 
 
-def read(where: str, count: int, media: bool) -> Samples:
+def read(where: str, count: int, media: bool, mix: str = "") -> Samples:
     """The first `count` samples that can be read; of a set that is too small, every one again until there are enough.
 
-    media: whether the model takes pictures and sound; if not, samples with them are left out.
-    Raises CalibrationUnusable where fewer than two can be read.
+    media: whether the model takes pictures and sound; if not, samples with them are left out. mix: of schemes.MIXES;
+    as many of each kind as it says, and none twice.
+    Raises CalibrationUnusable where fewer than two can be read, or fewer of a kind than the mix wants.
     """
+    if mix and not (where and media):
+        lack = "a data set of your own, a folder or a JSONL file" if media else "a model that takes pictures and sound"
+        raise CalibrationUnusable(f"The calibration mix of {_in_words(_quotas(mix, count))} needs {lack}.")
     path = Path(where) if where else OWN
+    open_places = _quotas(mix, count) if mix else Counter(dict.fromkeys(KINDS if media else ("text",), count))
     found: list[Sample] = []
     skipped: list[str] = []
     for name, entry in _entries(path, skipped):
         if len(found) == count:
             break
-        if not media and (entry.keys() & {"image", "audio"}):
+        if not open_places[_held(entry)]:
             continue
         try:
             found.append(_sample(path.parent if path.is_file() else path, entry))
+            open_places[_held(entry)] -= 1
         except (OSError, ValueError, RuntimeError) as error:
             skipped.append(f"{name}: {error}")
+    _require(path, found, skipped, count, +open_places if mix else Counter())
+    return Samples(tuple(itertools.islice(itertools.cycle(found), max(len(found), count))), tuple(skipped))
+
+
+def _require(path: Path, found: list[Sample], skipped: list[str], count: int, lacking: Counter[str]) -> None:
+    first = f", {skipped[0]} for one" if skipped else ""
+    if lacking:
+        raise CalibrationUnusable(
+            f"{path} lacks {_in_words(lacking)} for its mix ({len(skipped)} samples cannot be read{first}); "
+            "add them, or ask for fewer samples."
+        )
     if len(found) < min(_LEAST, count):
-        first = f", {skipped[0]} for one" if skipped else ""
         raise CalibrationUnusable(
             f"Only {len(found)} calibration samples in {path} can be used ({len(skipped)} cannot be read{first}); "
             f"give at least {_LEAST}."
         )
-    return Samples(tuple(itertools.islice(itertools.cycle(found), max(len(found), count))), tuple(skipped))
+
+
+def _quotas(mix: str, count: int) -> Counter[str]:
+    """Samples of each kind; texts make up for what rounding leaves."""
+    shares = MIXES[mix]
+    found = Counter({kind: count * share // sum(shares.values()) for kind, share in shares.items()})
+    found["text"] += count - found.total()
+    return found
+
+
+def _in_words(quotas: Counter[str]) -> str:
+    return ", ".join(f"{number} of {kind}" for kind, number in quotas.items())
+
+
+def _held(entry: dict[str, str]) -> str:
+    return "sound" if "audio" in entry else "picture" if "image" in entry else "text"
+
+
+def log(given: Samples) -> None:
+    """Name what was skipped, for the job's log."""
+    if given.skipped:
+        print(f"Skipped {len(given.skipped)} calibration samples that cannot be read:", flush=True)
+        print("\n".join(given.skipped), flush=True)
 
 
 def _entries(path: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -96,7 +96,7 @@ class Scheme:
     calibrated_activations: bool
     algorithms: tuple[str, ...]
     million_weights_per_second: float
-    """Round-to-nearest on two CPU cores, measured by tests/quantize/peak_memory.py."""
+    """Round-to-nearest on two CPU cores, measured by benchmarks/quantize_memory.py."""
     serving: str
     """What it runs on in vllm-omni 0.30."""
 
@@ -139,6 +139,9 @@ ALGORITHMS = {
     "awq": "AWQ: channels that matter are scaled up first; needs calibration",
 }
 
+MIXES: Mapping[str, Mapping[str, int]] = {"nvidia": {"sound": 3, "picture": 3, "text": 4}}
+"""Shares of the samples: NVIDIA's own calibration of Qwen3-Omni has 150 sounds, 150 pictures and 200 texts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -152,6 +155,8 @@ class Recipe:
     """Calibration samples, where calibration is needed."""
     group: int = 0
     """Another group width for W4A16 than 128; 0: the scheme's own."""
+    mix: str = ""
+    """Of MIXES: how many of the samples hold what; empty: as they come."""
 
     @property
     def needs_data(self) -> bool:
@@ -171,7 +176,10 @@ RECIPES: Mapping[str, tuple[Recipe, str]] = {
         "towers, the talker and code2wav in BF16, by regexes that hold under vllm-omni's module names.",
     ),
     "fp8": (Recipe("FP8_DYNAMIC"), "The safest: nearly free of loss, half the size."),
-    "nvidia-mix": (Recipe("NVFP4", samples=500), "NVFP4 calibrated on 150 sounds, 150 pictures and 200 texts."),
+    "nvidia-mix": (
+        Recipe("NVFP4", samples=500, mix="nvidia"),
+        "NVFP4 calibrated on 150 sounds, 150 pictures and 200 texts, from a data set of your own.",
+    ),
 }
 
 
@@ -192,6 +200,8 @@ def scheme_of(recipe: Recipe) -> Scheme:
     if recipe.algorithm not in scheme.algorithms:
         known = ", ".join(scheme.algorithms)
         raise BadRequest(f"{scheme.name} cannot be made by {recipe.algorithm!r}; choose one of {known}.")
+    if recipe.mix and recipe.mix not in MIXES:
+        raise BadRequest(f"There is no calibration mix {recipe.mix}; choose one of {', '.join(MIXES)}.")
     if not recipe.group:
         return scheme
     if scheme.name != "W4A16" or recipe.group not in (32, 64, 128):

@@ -64,8 +64,9 @@ def _where(folder: Path) -> dict[str, str]:
 def _batches(plan: Plan, model: Any, calibration: str, tell: Tell) -> dict[str, list[Batch]]:
     """Calibration batches by the prefix of the decoder that they are for; "" is a whole text model."""
     source = plan.source
-    given = samples.read(calibration, plan.recipe.samples, source.is_omni).found
-    tools = engines.tools_of(source)
+    read = samples.read(calibration, plan.recipe.samples, source.is_omni, plan.recipe.mix)
+    samples.log(read)
+    given, tools = read.found, engines.tools_of(source)
     if not source.is_omni:
         return {"": [engines.inputs(source, sample, tools) for sample in given]}
     wanted = [p for p in ("thinker.model.", "talker.model.") if any(n.startswith(p) for n in plan.quantized)]

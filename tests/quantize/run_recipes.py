@@ -22,7 +22,10 @@ def outcome(source: str, out: Path, settings: dict[str, Any], calibration: str) 
         return {"error": str(error), "folder": str(out)}
     found = checkpoint.read(out)
     dtypes = {name: tensor.dtype for name, tensor in found.tensors.items()}
-    return {"folder": str(out), "size": found.size, "dtypes": dtypes, "report": made.report, "config": found.config}
+    return {
+        "folder": str(out), "job": str(made.folder), "size": found.size, "dtypes": dtypes, "report": made.report,
+        "config": found.config,
+    }  # fmt: skip
 
 
 def main(source: str, out: str, recipes: str, calibration: str = "") -> None:

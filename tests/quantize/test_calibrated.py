@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from quantize import samples
 from quantize.errors import CalibrationUnusable
+from quantize.schemes import RECIPES as RECIPE_TABLE
 from tests.quantize.conftest import Driver
 from tests.quantize.test_plan import EVERY_PART
 
@@ -17,7 +20,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "NVFP4": {"scheme": "NVFP4", "samples": 4},
     "NVFP4-both": {"scheme": "NVFP4", "samples": 4, "parts": EVERY_PART},
     "NVFP4-gptq": {"scheme": "NVFP4", "algorithm": "gptq", "samples": 4},
-    "NVFP4-awq": {"scheme": "NVFP4", "algorithm": "awq", "samples": 2},
+    "NVFP4-awq-both": {"scheme": "NVFP4", "algorithm": "awq", "samples": 2, "parts": EVERY_PART},
+    "W4A16-awq": {"scheme": "W4A16", "group": 32, "algorithm": "awq", "samples": 2},
     "W4A16-gptq-both": {"scheme": "W4A16", "group": 32, "algorithm": "gptq", "samples": 4, "parts": EVERY_PART},
 }
 
@@ -33,6 +37,15 @@ def results(drive: Driver, tiny_omni: Path, tmp_path_factory: pytest.TempPathFac
 def test_passes_its_own_verification(results: Any, name: str) -> None:
     assert "error" not in results[name]
     assert results[name]["report"]["passed"]
+
+
+@pytest.mark.quantize
+@pytest.mark.parametrize("name", RECIPES)
+def test_reloads_and_is_near_the_original(results: Any, name: str) -> None:
+    quality = results[name]["report"]["quality"]
+    assert 0 < quality["kl"] < 0.05
+    assert quality["agreement"] > 0.6
+    assert results[name]["report"]["speech"]["said_after"]
 
 
 @pytest.mark.quantize
@@ -82,6 +95,55 @@ def test_damaged_picture_is_skipped(tmp_path: Path) -> None:
     assert len(found.found) == 3
     assert len(found.skipped) == 1
     assert found.skipped[0].startswith("broken.png: ")
+
+
+def mixed_set(folder: Path, sounds: int, pictures: int, texts: int) -> str:
+    """A data set of so many readable samples of each kind, and one broken picture."""
+    from PIL import Image
+
+    folder.mkdir()
+    for number in range(sounds):
+        shutil.copy(samples.OWN.parent / "../assets/question.wav", folder / f"{number}.wav")
+    for number in range(pictures):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    for number in range(texts):
+        (folder / f"{number}.txt").write_text(f"text {number}")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return str(folder)
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for librosa, which only the quantizer's own environment has."""
+    monkeypatch.setattr(samples, "_sound", lambda path: path.read_bytes())
+
+
+def kinds(found: samples.Samples) -> Counter[str]:
+    held = ("sound" if s.sound is not None else "picture" if s.image is not None else "text" for s in found.found)
+    return Counter(held)
+
+
+@pytest.mark.usefixtures("heard")
+def test_mix_takes_of_each_kind_what_it_says(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    found = samples.read(mixed_set(tmp_path / "set", 9, 9, 9), 20, True, "nvidia")
+    assert kinds(found) == {"sound": 6, "picture": 6, "text": 8}
+    assert len(found.skipped) <= 1
+    recipe = RECIPE_TABLE["nvidia-mix"][0]
+    assert samples._quotas(recipe.mix, recipe.samples) == {"sound": 150, "picture": 150, "text": 200}
+
+
+@pytest.mark.usefixtures("heard")
+def test_mix_that_cannot_be_filled_says_what_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    with pytest.raises(CalibrationUnusable, match=r"lacks 2 of picture .*1 samples cannot be read, broken.png"):
+        samples.read(mixed_set(tmp_path / "set", 9, 4, 9), 20, True, "nvidia")
+
+
+@pytest.mark.parametrize(("where", "media"), [("", True), ("set", False)])
+def test_mix_needs_a_data_set_and_a_model_with_ears(where: str, media: bool) -> None:
+    with pytest.raises(CalibrationUnusable, match="150 of sound, 150 of picture, 200 of text needs a"):
+        samples.read(where, 500, media, "nvidia")
 
 
 def test_no_calibration_set(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "W4A16": {"scheme": "W4A16", "group": 32},
     "W4A16-both": {"scheme": "W4A16", "group": 32, "parts": EVERY_PART},
 }
+
+MEMORY = "../../benchmarks/quantize_memory.py"
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +85,47 @@ def test_the_folder_is_whole(results: Any) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["NVFP4A16-both", "FP8_DYNAMIC-both", "W4A16-both"])
-def test_speaks_after_reloading(results: Any, drive: Driver, tiny_omni: Path, name: str) -> None:
-    spoken = drive("speak.py", results[name]["folder"], tiny_omni)
-    assert spoken["layers"] > 50
-    assert spoken["tokens"] > 0
-    assert spoken["samples"] > 1000
-    assert spoken["finite"]
+@pytest.mark.parametrize("name", RECIPES)
+def test_reloads_and_is_near_the_original(results: Any, name: str) -> None:
+    quality = results[name]["report"]["quality"]
+    assert 0 < quality["kl"] < 0.05
+    assert 0.6 < quality["agreement"] < 1
+    assert quality["perplexity_ratio"] == pytest.approx(1, abs=0.05)
+    assert quality["tokens"] == 2048
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_speaks_after_reloading(results: Any, name: str) -> None:
+    speech = results[name]["report"]["speech"]
+    assert speech["said_after"]
+    assert "weights are random" in results[name]["report"]["not_measured"]["speech"]
+    for wav in (speech["wav_before"], speech["wav_after"]):
+        with wave.open(str(Path(results[name]["job"]) / wav)) as sound:
+            assert sound.getframerate() == 24_000
+            assert sound.getnframes() > 1000
+            assert any(sound.readframes(sound.getnframes()))
+
+
+def test_errors_are_told_by_depth(results: Any) -> None:
+    found = results["NVFP4A16-both"]["report"]["depth_error"]
+    assert {(row["part"], row["depth"]) for row in found} == {(part, depth) for part in EVERY_PART for depth in (0, 1)}
+    assert all(0 < row["mean"] <= row["worst"] < 0.2 for row in found)
+
+
+@pytest.fixture(scope="module")
+def blocks(drive: Driver, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """FP8_BLOCK of a model wide enough for blocks of 128 x 128 in its experts."""
+    folder = tmp_path_factory.mktemp("blocks")
+    drive("tiny_omni.py", folder / "wide", 256)
+    recipes = {"both": {"scheme": "FP8_BLOCK", "parts": EVERY_PART}}
+    return drive("run_recipes.py", folder / "wide", folder, json.dumps(recipes))["both"]
+
+
+def test_blocks_reload_and_are_near_the_original(blocks: Any) -> None:
+    assert blocks["report"]["passed"]
+    assert blocks["dtypes"]["thinker.model.layers.0.mlp.experts.1.up_proj.weight"] == "F8_E4M3"
+    assert 0 < blocks["report"]["quality"]["kl"] < 0.01
+    assert blocks["report"]["speech"]["said_after"]
 
 
 @pytest.mark.parametrize(("name", "scheme"), [("NVFP4A16-both", "NVFP4A16"), ("FP8_DYNAMIC", "FP8_DYNAMIC")])
@@ -102,8 +139,8 @@ def test_equals_llm_compressor_bit_by_bit(
 def test_memory_is_bounded_by_one_file_however_large_the_model(drive: Driver, tmp_path: Path) -> None:
     peaks = []
     for files in (1, 3):
-        drive("peak_memory.py", tmp_path / f"{files}", "make", files)
-        peaks.append(drive("peak_memory.py", tmp_path / f"{files}", "FP8_DYNAMIC"))
+        drive(MEMORY, "make", tmp_path / f"{files}", files)
+        peaks.append(drive(MEMORY, "peak", tmp_path / f"{files}", "FP8_DYNAMIC"))
     one, three = peaks
     assert three["over_start"] < 3 * three["shard"]
     assert three["over_start"] < one["over_start"] + one["shard"] / 2
@@ -113,7 +150,7 @@ def test_memory_is_bounded_by_one_file_however_large_the_model(drive: Driver, tm
 def test_real_worker_ends_at_once_and_leaves_nothing(
     drive: Driver, tmp_path: Path, command: Command, supervisor_dies: bool
 ) -> None:
-    drive("peak_memory.py", tmp_path / "model", "make", 1)
+    drive(MEMORY, "make", tmp_path / "model", 1)
     recipe = Recipe("NVFP4A16", "mse")
     one = job.create(tmp_path / "jobs", job.Request(str(tmp_path / "model"), str(tmp_path / "out"), recipe))
     process = started(command("run", "--job", one.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +17,21 @@ RECIPES: dict[str, dict[str, Any]] = {
     "NVFP4A16": {"scheme": "NVFP4A16"},
     "NVFP4": {"scheme": "NVFP4", "samples": 4},
     "W4A16-gptq": {"scheme": "W4A16", "group": 64, "algorithm": "gptq", "samples": 4},
+    "W4A16-awq": {"scheme": "W4A16", "group": 64, "algorithm": "awq", "samples": 4},
+    "NVFP4-awq": {"scheme": "NVFP4", "algorithm": "awq", "samples": 4},
 }
 
 
 @pytest.fixture(scope="module")
-def results(drive: Driver, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("text")
-    drive("tiny_text.py", folder / "model")
+def folder(drive: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Has the model; gets the results."""
+    made = tmp_path_factory.mktemp("text")
+    drive("tiny_text.py", made / "model")
+    return made
+
+
+@pytest.fixture(scope="module")
+def results(drive: Driver, folder: Path) -> Any:
     return drive("run_recipes.py", folder / "model", folder, json.dumps(RECIPES))
 
 
@@ -43,3 +52,8 @@ def test_loss_is_measured(results: Any, name: str) -> None:
 def test_coarser_schemes_lose_more(results: Any) -> None:
     losses = [results[name]["report"]["quality"]["kl"] for name in ("FP8_DYNAMIC", "NVFP4A16", "NVFP4")]
     assert losses == sorted(losses)
+
+
+def test_transformers_reads_the_same_model(results: Any, drive: Driver, folder: Path) -> None:
+    found = drive("compare_reload.py", folder / "model", *(results[name]["folder"] for name in RECIPES))
+    assert found == {name: {"error": 0, "tokens": 4} for name in RECIPES}

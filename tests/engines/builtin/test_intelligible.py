@@ -15,6 +15,7 @@ from omni_app.engines.builtin.listen import Listener
 from omni_app.engines.builtin.speak import KOKORO_NAMES, Speaker
 from omni_app.engines.builtin.waveform import SAMPLE_RATE, Samples, resample
 from omni_app.settings import Settings
+from quantize.speech import word_errors
 
 pytestmark = pytest.mark.models
 
@@ -35,23 +36,6 @@ SENTENCES = (
 def words(text: str) -> list[str]:
     text = re.sub(r"\b100\b", "one hundred", re.sub(r"\b7\b", "seven", text.lower()))
     return re.findall(r"[a-z0-9']+", text)
-
-
-def word_errors(said: list[str], heard: list[str]) -> int:
-    """Levenshtein distance in words."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        above_left, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            above_left, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above_left + (word != other))
-    return row[-1]
-
-
-def test_word_errors() -> None:
-    assert word_errors(["a", "b"], ["a", "b"]) == 0
-    assert word_errors(["a", "b", "c"], ["a", "x", "c", "d"]) == 2
-    assert word_errors([], ["a"]) == 1
-    assert word_errors(["a", "b"], []) == 2
 
 
 def write_wav(path: Path, samples: Samples) -> Path:
