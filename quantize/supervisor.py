@@ -92,7 +92,7 @@ def _work(job: Job) -> None:
 
 def _step_back(session: int) -> None:
     """Give way to whatever else runs on these cores, such as the page that shows the job."""
-    os.setpriority(os.PRIO_PGRP, session, _NICENESS)
+    os.setpriority(os.PRIO_PGRP, session, min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19))
     group = Path(f"/proc/{session}/autogroup")  # where sessions share the processor as equals, niceness alone is naught
     with contextlib.suppress(OSError):
         group.write_text(str(_NICENESS))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,10 @@ from omni_app.ui.system import alert
 DEFAULT = Recipe(scheme="NVFP4A16", algorithm="rtn")
 OWN_RECIPE = "my own"
 GROUPS = [("128, the usual", 0), ("64", 64), ("32", 32)]
-FORM = ("source", "scheme", "algorithm", "parts", "samples", "group")
+FORM = ("source", "scheme", "algorithm", "parts", "samples", "group", "output")
 """What makes an estimate, in the order of its handlers' parameters."""
-ESTIMATED = ("estimate", "algorithm", "data", "group", "scheme_why", "algorithm_why")
-LOOKED = (*ESTIMATED, "parts", "output", "more")
+ESTIMATED = ("estimate", "algorithm", "data", "group", "scheme_why", "algorithm_why", "output")
+LOOKED = (*ESTIMATED, "parts", "more")
 TO_JOB = """() => {
   if (!document.querySelector('#start-answer [role=alert]'))
     document.querySelector('#jobs')?.scrollIntoView({behavior: 'smooth'});
@@ -63,7 +65,7 @@ class QuantizePage:
             Navbar(main_page_name="Talk")
             gr.HTML(_head(self._operators.possible), padding=False)
             self._password = gr.Textbox(
-                label="Operator's password", type="password", visible=self._operators.ask_for_password
+                "", label="Operator's password", type="password", visible=self._operators.ask_for_password
             )
             with gr.Accordion("Make a smaller model", visible=self._operators.possible, elem_id="quantize-form"):
                 self._form()
@@ -75,7 +77,7 @@ class QuantizePage:
         add["notes"] = gr.Markdown(elem_id="notes")
         with gr.Row(elem_id="source-row"):
             add["source"] = gr.Textbox(
-                label="The model's folder, or its name on the hub", scale=5, elem_id="source",
+                "", label="The model's folder, or its name on the hub", scale=5, elem_id="source",
                 placeholder="/models/Qwen3-Omni-30B-A3B-Instruct or Qwen/Qwen3-Omni-30B-A3B-Instruct",
             )  # fmt: skip
             add["look"] = gr.Button("Look", variant="primary", scale=1, min_width=90, elem_id="look")
@@ -86,7 +88,7 @@ class QuantizePage:
                     self._recipe()
                 with gr.Column(scale=3):
                     add["estimate"] = gr.HTML(elem_id="estimate", padding=False)
-            self._output()
+            self._where()
 
     def _recipe(self) -> None:
         add = self._widgets
@@ -103,13 +105,14 @@ class QuantizePage:
         with gr.Column(visible=False, elem_id="calibration") as add["data"]:
             add["samples"] = gr.Number(DEFAULT.samples, label="Calibration samples", precision=0, minimum=2)
             add["calibration"] = gr.Textbox(
+                "",
                 label="Calibration set: a folder or a JSONL file",
                 placeholder="empty: the small set that comes with the app",
             )
 
-    def _output(self) -> None:
+    def _where(self) -> None:
         add = self._widgets
-        add["output"] = gr.Textbox(label="Folder for the result", elem_id="output")
+        add["output"] = gr.Textbox("", label="Folder for the result", elem_id="output")
         add["start"] = gr.Button("Start", variant="primary", elem_id="start-job")
         add["started"] = gr.HTML(elem_id="start-answer", padding=False)
 
@@ -131,9 +134,7 @@ class QuantizePage:
         choices = [w[name] for name in ("notes", "recipe", "scheme")]
         demo.load(self._choices, None, choices, show_progress="hidden", **common)
         again = self._jobs.events(demo, self._password)
-        start = w["start"].click(
-            self._start, [*form, w["calibration"], w["output"]], [w["started"], self._jobs.chosen], **common
-        )
+        start = w["start"].click(self._start, [*form, w["calibration"]], [w["started"], self._jobs.chosen], **common)
         start.then(**again).then(None, None, None, js=TO_JOB)
 
     async def _choices(self) -> list[Any]:
@@ -163,34 +164,33 @@ class QuantizePage:
     # Gradio gives the request only to a parameter among the named ones, so the form is spelled out.
     async def _look(
         self, password: str, source: str, scheme: str, algorithm: str, parts: list[str], samples: float | None,
-        group: int, request: gr.Request,
+        group: int, output: str, request: gr.Request,
     ) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
-            order = self._order(source, scheme, algorithm, None, samples, group)
+            order = self._order(source, scheme, algorithm, None, samples, group, output)
             found, shown = self._estimated(order)
             choosable = [(f"{part.label}, {size(part.bytes_now)}", part.name) for part in found.parts if part.choosable]
             chosen = [part.name for part in found.parts if part.quantized]
-            output = str(self._free(Path(source.strip().partition("@")[0]).name, scheme))
-            return [*shown, gr.CheckboxGroup(choosable, value=chosen), output, gr.Column(visible=True)]
+            return [*shown, gr.CheckboxGroup(choosable, value=chosen), gr.Column(visible=True)]
 
         return await self._try(password, request, work, len(LOOKED))
 
     async def _estimate(
         self, password: str, source: str, scheme: str, algorithm: str, parts: list[str], samples: float | None,
-        group: int, request: gr.Request,
+        group: int, output: str, request: gr.Request,
     ) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
-            return self._estimated(self._order(source, scheme, algorithm, parts, samples, group))[1]
+            return self._estimated(self._order(source, scheme, algorithm, parts, samples, group, output))[1]
 
         return await self._try(password, request, work, len(ESTIMATED))
 
     async def _start(
         self, password: str, source: str, scheme: str, algorithm: str, parts: list[str], samples: float | None,
-        group: int, calibration: str, output: str, request: gr.Request,
+        group: int, output: str, calibration: str, request: gr.Request,
     ) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
-            recipe = self._order(source, scheme, algorithm, parts, samples, group).recipe
-            return [self._quantizer.start(Order(source, recipe, output, calibration)).id]
+            order = self._order(source, scheme, algorithm, parts, samples, group, output)
+            return [self._quantizer.start(replace(order, calibration=calibration)).id]
 
         return await self._try(password, request, work, 1)
 
@@ -203,8 +203,9 @@ class QuantizePage:
             return [alert(error), *[gr.skip()] * count]
 
     def _order(
-        self, source: str, scheme: str, algorithm: str, parts: list[str] | None, samples: float | None, group: int
-    ) -> Order:
+        self, source: str, scheme: str, algorithm: str, parts: list[str] | None, samples: float | None, group: int,
+        output: str,
+    ) -> Order:  # fmt: skip
         """Raises BadRequest. parts: None for the usual ones of this model."""
         if parts == []:
             raise BadRequest("Choose at least one part to quantize.")
@@ -215,7 +216,7 @@ class QuantizePage:
         )  # fmt: skip
         if self._quantizer.choices().scheme(scheme).needs_data(recipe.algorithm) and recipe.samples < 2:
             raise BadRequest("Calibration needs at least 2 samples.")
-        return Order(source, recipe)
+        return Order(source, recipe, output)
 
     def _estimated(self, order: Order) -> tuple[Estimate, list[Any]]:
         """The estimate, and what the widgets of ESTIMATED become by it."""
@@ -226,16 +227,19 @@ class QuantizePage:
             shown, gr.Radio(scheme.algorithms, value=recipe.algorithm),
             gr.Column(visible=scheme.needs_data(recipe.algorithm)), gr.Dropdown(visible=scheme.name == "W4A16"),
             _quiet(f"Runs on: {scheme.serving}."), _quiet(f"{choices.algorithms[recipe.algorithm]}."),
+            self._output_of(order),
         ]  # fmt: skip
 
-    def _free(self, name: str, scheme: str) -> Path:
-        """A folder for the result that does not exist yet."""
-        wanted = self._quantizer.models / f"{name}-{scheme}"
-        return next(
-            path
-            for number in range(1, 1000)
-            if not (path := wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")).exists()
-        )
+    def _output_of(self, order: Order) -> str:
+        """What the user named; else a folder that does not exist yet, called after the model and the scheme."""
+        name = Path(order.source.strip().partition("@")[0]).name
+        kinds = "|".join(scheme.name for scheme in self._quantizer.choices().schemes)
+        ours = re.fullmatch(rf".+-(?:{kinds})(?:-\d+)?", Path(order.output).name)
+        if order.output.strip() and not (ours and Path(order.output).parent == self._quantizer.models):
+            return order.output
+        wanted = self._quantizer.models / f"{name}-{order.recipe.scheme}"
+        others = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
+        return str(next(path for path in itertools.chain([wanted], others) if not path.exists()))
 
 
 def served(order: Order, found: Estimate) -> list[Forecast]:

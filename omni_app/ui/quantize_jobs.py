@@ -50,7 +50,7 @@ class JobsPanel:
         """Id of the job that this tab shows; empty for the newest."""
         self._seen: gr.State = gr.State(None)
         add["timer"] = gr.Timer(LIVE_S)
-        with gr.Group(visible=False, elem_id="jobs") as add["panel"]:
+        with gr.Column(visible=False, elem_id="jobs") as add["panel"]:
             add["list"] = gr.Radio([], label="Jobs", elem_id="job-list")
             with gr.Column(elem_id="job"):
                 add["job"] = gr.HTML(elem_id="job-state", padding=False)
