@@ -1,5 +1,6 @@
 # make run    the app, from nothing: environment, models, page at http://127.0.0.1:7860
 # make test   everything that can be tested on this machine
+# make test-all   the same with the quantizer's and the transformers engine's environments (4 GB)
 # make serve MODEL=folder   serve Qwen3-Omni on this machine's GPU with vLLM-Omni
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,7 @@ SERVE_VENV   ?= .venv-serve
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run serve models test lint bench pins clean quantize-env test-quantize transformers-env run-transformers test-transformers space audit
+.PHONY: run serve models test test-all lint bench pins clean quantize-env test-quantize transformers-env run-transformers test-transformers space audit
 
 run: models
 	@$(BIN)/python app.py $(ARGS)
@@ -23,6 +24,8 @@ models: $(VENV)/app.done
 test: $(VENV)/dev.done models lint
 	@sh tests/ui/ensure_chromium.sh
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: quantize-env transformers-env test
 
 lint: $(VENV)/dev.done
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
