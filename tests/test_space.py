@@ -49,7 +49,7 @@ OPTIONAL = {
     "startup_duration_timeout", "tags", "thumbnail",
 }  # fmt: skip
 """As the Hub's configuration reference of Spaces lists them."""
-ELSEWHERE = {"torch", "transformers", "safetensors", "bitsandbytes", "vllm", "vllm_omni", "jtop"}
+ELSEWHERE = {"torch", "transformers", "safetensors", "tokenizers", "bitsandbytes", "vllm", "vllm_omni", "jtop"}
 """Imported only in other environments, or where somebody has installed them."""
 
 
