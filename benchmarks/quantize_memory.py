@@ -86,7 +86,8 @@ def grow(work: Path) -> None:
         model(work / f"{files}", files)
         for scheme in ("FP8_DYNAMIC", "NVFP4A16"):
             command = [sys.executable, __file__, "peak", str(work / f"{files}"), scheme]
-            found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+            said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+            found = json.loads(said.splitlines()[-1])  # llm-compressor logs there too
             print(
                 json.dumps({"files": files, "scheme": scheme, "shards": found["over_start"] / found["shard"], **found})
             )

@@ -175,6 +175,10 @@ RECIPES: Mapping[str, tuple[Recipe, str]] = {
         "Targets Linear, NVFP4, 20 samples, saved compressed. Mended: besides lm_head it also leaves the router, both "
         "towers, the talker and code2wav in BF16, by regexes that hold under vllm-omni's module names.",
     ),
+    "weight-only-calibrated": (
+        Recipe("NVFP4A16", "gptq-mse"),
+        "The size of weight-only at half its loss on a small text model; holds the model in memory and takes hours.",
+    ),
     "fp8": (Recipe("FP8_DYNAMIC"), "The safest: nearly free of loss, half the size."),
     "nvidia-mix": (
         Recipe("NVFP4", samples=500, mix="nvidia"),
