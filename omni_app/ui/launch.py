@@ -26,6 +26,7 @@ from omni_app.turnstile import Turnstile
 from omni_app.ui import export, speech
 from omni_app.ui.chat import Chat
 from omni_app.ui.dialogue import Dialogues
+from omni_app.ui.headers import HeadersMiddleware
 from omni_app.ui.live import Replies
 from omni_app.ui.operators import Operators
 from omni_app.ui.page import STATIC, Page
@@ -153,6 +154,7 @@ def _certificate(settings: Settings) -> dict[str, Any]:
 
 def _middleware(settings: Settings) -> list[Middleware]:
     return [
+        Middleware(HeadersMiddleware),
         Middleware(VisitorMiddleware, private=settings.data_dir / VISITORS),
         Middleware(ToolGuard, settings=settings),
     ]

@@ -1,4 +1,4 @@
-"""Who is who: an unguessable cookie per browser, and the headers that every response carries.
+"""Who is who: an unguessable cookie per browser.
 
 The cookie is HttpOnly, so no script in an answer can read it; over HTTPS it is `Partitioned` and `SameSite=None`, so
 that it also holds inside the frame of a hosting site.
@@ -24,17 +24,6 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _FILE_ROUTE = re.compile(r"/file[=/]+(.*)", re.DOTALL)
 _YEAR = 365 * 24 * 3600
 
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    # Answers may name remote pictures or forms; a browser must neither load nor send them.
-    "Content-Security-Policy": (
-        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; img-src 'self' data: blob:; "
-        "media-src 'self' data: blob:; connect-src 'self' data: blob: ws: wss:; form-action 'self'; object-src 'none'; "
-        "base-uri 'self'; worker-src 'self' blob:"
-    ),
-}
-
 
 def name_of(cookies: dict[str, str] | Any) -> str:
     """The visitor's folder name for these request cookies; empty when the browser sent none of ours."""
@@ -52,7 +41,7 @@ def visitor_of(request: Request) -> str:
 
 
 class VisitorMiddleware:
-    """Gives every new browser its cookie with the page, and every response our security headers.
+    """Gives every new browser its cookie with the page.
 
     `private` is a folder whose files nobody may read through Gradio's file route: the page shows unguessable copies.
     """
@@ -73,16 +62,12 @@ class VisitorMiddleware:
         is_new = is_page and not name_of(cookie_parser(headers.get("cookie", "")))
         secure = scope["scheme"] == "https" or headers.get("x-forwarded-proto", "").startswith("https")
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                out = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    out.setdefault(name, value)
-                if is_new:
-                    out.append("set-cookie", _cookie(secure))
+        async def send_with_cookie(message: Message) -> None:
+            if is_new and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).append("set-cookie", _cookie(secure))
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        await self.app(scope, receive, send_with_cookie)
 
     def _is_private(self, path: str) -> bool:
         asked = _FILE_ROUTE.search(path)
