@@ -258,7 +258,5 @@ def microphone(patient: Patient) -> Iterator[Finding]:
     elif settings.host in LOOPBACK:
         yield Finding("microphone", "works on this machine", "browsers trust localhost without HTTPS")
     else:
-        reason = (
-            f"browsers give it to other machines only over HTTPS: start with --https"
-        )
+        reason = "browsers give it to other machines only over HTTPS: start with --https"
         yield Finding("microphone", "works on this machine only", reason, "warn")
