@@ -78,7 +78,7 @@ class QuantizePage:
         with gr.Row(elem_id="source-row"):
             add["source"] = gr.Textbox(
                 "", label="The model's folder, or its name on the hub", scale=5, elem_id="source",
-                placeholder="/models/Qwen3-Omni-30B-A3B-Instruct or Qwen/Qwen3-Omni-30B-A3B-Instruct",
+                placeholder="/models/Qwen3-Omni-30B-A3B-Instruct",
             )  # fmt: skip
             add["look"] = gr.Button("Look", variant="primary", scale=1, min_width=90, elem_id="look")
         add["looked"] = gr.HTML(elem_id="looked", padding=False)

@@ -46,10 +46,11 @@ def job_html(one: Snapshot, now: float) -> str:
     recipe, state = one.request.recipe, one.state
     by = "" if recipe.algorithm == "rtn" else f" by {recipe.algorithm}"
     what = f"{Path(one.request.source).name} to {recipe.scheme}{by}"
+    where = "" if state.status == "done" else f'<p class="where">{html.escape(one.request.output)}</p>'  # told above
     return (
         f'<div class="quantize job"><h2>{html.escape(what)}</h2><span class="chip {state.status}">{state.status}</span>'
         f'<p role="status">{html.escape(_words(one, now))}</p>{_progress(one)}'
-        f'{memory_html(one.steps)}<p class="where">{html.escape(one.request.output)}</p></div>'
+        f"{memory_html(one.steps)}{where}</div>"
     )
 
 

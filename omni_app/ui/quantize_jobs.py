@@ -71,8 +71,12 @@ class JobsPanel:
         add = self._widgets
         add["report"] = gr.HTML(elem_id="report", padding=False)
         with gr.Row():
-            add["before"] = gr.Audio(label="Before: the original", visible=False, interactive=False, elem_id="before")
-            add["after"] = gr.Audio(label="After: the result", visible=False, interactive=False, elem_id="after")
+            add["before"] = gr.Audio(
+                label="Before: the original", visible=False, interactive=False, buttons=["download"], elem_id="before"
+            )
+            add["after"] = gr.Audio(
+                label="After: the result", visible=False, interactive=False, buttons=["download"], elem_id="after"
+            )
         with gr.Accordion("Model card", open=False, visible=False) as add["cards"]:
             add["card"] = gr.Markdown(elem_id="card")
 

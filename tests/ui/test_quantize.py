@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +18,8 @@ from omni_app.settings import Settings
 from omni_app.ui.quantize_plots import duration, size
 from quantize import environment
 from tests.scripted import ScriptedEngine
-from tests.server import fake_vllm
 from tests.stand_in_worker import small_model, stand_in
-from tests.ui.test_system import H100, executable, gr_secret
+from tests.ui.test_system import gr_secret, on_paper
 
 LONG_MS = 60_000
 JOB_MS = 240_000
@@ -170,23 +166,12 @@ def tiny_omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def with_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A machine with an H100 and an installed vLLM, both of paper."""
-    executable(tmp_path / "bin/nvidia-smi", f'case "$1" in --query-gpu*) echo "{H100}";; esac')
-    executable(tmp_path / "venv/bin/vllm", f'exec {sys.executable} {fake_vllm.__file__} "$@"')
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    return Settings(data_dir=tmp_path / "data", serve_venv=tmp_path / "venv", port=0, serve_port=port)
-
-
 @pytest.mark.browser
 @pytest.mark.quantize
 def test_a_whole_job_by_clicking_found_again_and_served(
-    browser: Browser, with_gpu: Settings, tiny_omni: Path, tmp_path: Path
+    browser: Browser, tiny_omni: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with_gpu = on_paper(tmp_path, monkeypatch)
     with visited(browser, with_gpu) as visitors:
         page = visitors.page()
         begin(page, tiny_omni, tmp_path / "small-omni")
@@ -201,7 +186,7 @@ def test_a_whole_job_by_clicking_found_again_and_served(
             page.locator("#save").click()
         assert "| check |" in download.value.path().read_text()
         press(page, "Model card ▼")
-        expect(page.locator("#card")).to_contain_text("small-omni")
+        expect(page.locator("#card")).to_contain_text("tiny-omni-NVFP4A16")
         press(page, "Serve this")
         expect(page.locator("#job-answer")).to_contain_text("The server is starting")
         page.locator("#job-answer a").click()

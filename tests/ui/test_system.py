@@ -47,9 +47,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    return on_paper(tmp_path, monkeypatch)
+
+
+def on_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A machine with an H100 and an installed vLLM, both of paper."""
     executable(tmp_path / "bin/nvidia-smi", f'case "$1" in --query-gpu*) echo "{H100}";; esac')
     executable(tmp_path / "venv/bin/vllm", f'exec {sys.executable} {fake_vllm.__file__} "$@"')
+    executable(tmp_path / "venv/bin/python", f'shift 3\nexec {sys.executable} {fake_vllm.__file__} "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as listener:
