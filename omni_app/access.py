@@ -8,6 +8,7 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import logging
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -22,6 +23,8 @@ from omni_app import space, wire
 from omni_app.errors import BadRequest, EngineAtCapacity, OmniError
 from omni_app.settings import Settings
 from omni_app.turnstile import TooMany
+
+log = logging.getLogger(__name__)
 
 READ_SECONDS = 120.0
 """Longest time a request body may take to arrive: the largest one over a line of 10 Mbit/s."""
@@ -155,6 +158,15 @@ def failure(error: OmniError) -> Response:
     if isinstance(error, TooMany):
         headers["retry-after"] = str(math.ceil(error.wait_seconds))
     return Response(json.dumps(wire.error_body(error)), error.status, headers, media_type="application/json")
+
+
+async def malformed(request: Request, error: Exception) -> Response:
+    """Handles a body that one of Gradio's routes cannot read.
+
+    FastAPI's own handler sends the body back, and fails over what JSON cannot hold: a lone surrogate, an infinity.
+    """
+    log.info("%s cannot read a request body: %s", request.url.path, type(error).__name__)
+    return failure(BadRequest("The request body is not what this address takes; GET /gradio_api/info describes it."))
 
 
 class Inbox:

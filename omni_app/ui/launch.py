@@ -11,10 +11,11 @@ from typing import Any
 
 import anyio.to_thread
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from omni_app import api, engines, space
-from omni_app.access import ToolGuard
+from omni_app.access import ToolGuard, malformed
 from omni_app.certificate import ensure
 from omni_app.engines.base import Engine
 from omni_app.media import Limits
@@ -101,7 +102,10 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
         allowed_paths=[str(settings.data_dir / VISITORS)], run_history=False, ssr_mode=False, quiet=True,
         footer_links=["api", "settings"], theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
         css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True, mcp_server=True,
-        app_kwargs={"routes": routes, "lifespan": _lifespan(settings, runner), "middleware": _middleware(settings)},
+        app_kwargs={
+            "routes": routes, "lifespan": _lifespan(settings, runner), "middleware": _middleware(settings),
+            "exception_handlers": {RequestValidationError: malformed},
+        },
     )  # fmt: skip
     return demo, url
 

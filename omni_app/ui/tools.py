@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from omni_app.access import address_of
 from omni_app.conversation import AudioDelta, Event, Message, ReplyOptions, TextDelta
-from omni_app.errors import OmniError
+from omni_app.errors import BadRequest, OmniError
 from omni_app.media import Limits, check_text, ingest_data_url
 from omni_app.media.audio import WavWriter
 from omni_app.runner import Runner
@@ -53,15 +53,24 @@ def ask_tool(runner: Runner, limits: Limits, turnstile: Turnstile | None = None,
         """
         with tempfile.TemporaryDirectory() as folder:
             try:
+                _check_types(message, attachment, speech, voice)
                 check_text(message, limits)
                 media = [await ingest_data_url(attachment, into=Path(folder), limits=limits)] if attachment else []
-                options = ReplyOptions(speech=speech, voice=voice or None)
+                options = ReplyOptions(speech=bool(speech), voice=voice or None)
                 reply = runner.reply([Message.of("user", message, *media)], options)
                 return await _whole(turnstile.through(_caller(request, proxies), reply), Path(folder))
             except OmniError as error:
                 raise ToolError(str(error), print_exception=False) from error
 
     return ask
+
+
+def _check_types(message: object, attachment: object, speech: object, voice: object) -> None:
+    """Gradio hands values on as they came. Raises BadRequest."""
+    if not isinstance(speech, bool | None) or any(not isinstance(one, str | None) for one in (attachment, voice)):
+        raise BadRequest("Send attachment and voice as texts, and speech as true or false.")
+    if not isinstance(message, str):
+        raise BadRequest("Send the message as a text.")
 
 
 def _caller(request: gr.Request | Request, proxies: int) -> str:
