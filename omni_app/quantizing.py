@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -200,4 +201,5 @@ def _last_json(text: str) -> Any:
 def _environment() -> dict[str, str]:
     """Ours without our own settings, which hold passwords; a job and its log outlive the app."""
     own = {name for name in os.environ if name.startswith("OMNI_") and not name.startswith("OMNI_QUANTIZE")}
-    return {name: value for name, value in os.environ.items() if name not in own}
+    listener = shlex.join([sys.executable, "-m", "omni_app", "transcribe"])
+    return {"QUANTIZE_ASR": listener} | {name: value for name, value in os.environ.items() if name not in own}

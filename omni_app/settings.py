@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     serve_port: int = Field(8091, ge=1, le=65535, description="Port of the model's server.")
     operator: SecretStr = Field(
         SecretStr(""),
-        description="Password to start and stop the model's server on the System page; without one, that works only "
+        description="Password to start and stop the model's server and to quantize; without one, that works only "
         "on this machine itself.",
     )
 
