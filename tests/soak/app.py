@@ -56,14 +56,17 @@ class App:
 
 
 @contextlib.contextmanager
-def running(engine: str = "scripted", word_seconds: float = 0.0, most_replies: int = 64) -> Iterator[App]:
-    """The app until the block ends."""
+def running(
+    engine: str = "scripted", word_seconds: float = 0.0, most_replies: int = 64, port: int = 0
+) -> Iterator[App]:
+    """The app until the block ends; on a free port unless one is named."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         data, temporary = Path(folder) / "data", Path(folder) / "tmp"
         data.mkdir()
         temporary.mkdir()
         command = [sys.executable, "-m", "tests.soak.app", str(data), "--engine", engine]
         command += ["--word-seconds", str(word_seconds), "--most-replies", str(most_replies)]
+        command += ["--port", str(port)]
         environment = os.environ | {"TMPDIR": str(temporary)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
             try:
@@ -92,8 +95,9 @@ def main() -> None:
     parser.add_argument("--engine", choices=("scripted", "builtin"), default="scripted")
     parser.add_argument("--word-seconds", type=float, default=0.0)
     parser.add_argument("--most-replies", type=int, default=64)
+    parser.add_argument("--port", type=int, default=0)
     given = parser.parse_args()
-    settings = Settings(data_dir=given.data, port=0, engine="builtin", max_replies=given.most_replies)
+    settings = Settings(data_dir=given.data, port=given.port, engine="builtin", max_replies=given.most_replies)
     engine = ScriptedEngine(given.word_seconds) if given.engine == "scripted" else choose(settings)[0]
     demo, url = serve(settings, Runner(engine, "Chosen by the soak test.", given.most_replies))
     print(f"up {url}", flush=True)

@@ -1,0 +1,105 @@
+"""The model's server dies or freezes in mid-answer, the disk is full: what was said stays, the words are clear, and it
+works again by itself. How an open page takes a restart of the app: `tests/ui/test_manners.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import resource
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from omni_app import engines
+from omni_app.conversation import Message, ReplyOptions, TextDelta
+from omni_app.errors import OmniError
+from omni_app.runner import Runner
+from omni_app.settings import Settings
+from tests.media import makers
+from tests.soak.app import App, running
+
+LONG = [Message.of("user", "slow long story")]
+SHORT = [Message.of("user", "are you back")]
+BACK_SECONDS = 10.0
+
+
+async def told(runner: Runner, messages: list[Message], then: Callable[[], object] = bool) -> tuple[str, str]:
+    """The text and the error of an answer; `then` is done at its third word."""
+    words: list[str] = []
+    try:
+        async for event in runner.reply(messages, ReplyOptions(speech=True)):
+            words += [event.text] if isinstance(event, TextDelta) else []
+            if isinstance(event, TextDelta) and len(words) == 3:
+                then()
+    except OmniError as error:
+        return "".join(words), str(error)
+    return "".join(words), ""
+
+
+async def back(runner: Runner) -> str:
+    """The first whole answer of a server that returns."""
+    async with asyncio.timeout(BACK_SECONDS):
+        while True:
+            text, error = await told(runner, SHORT)
+            if not error:
+                return text
+            await asyncio.sleep(0.2)
+
+
+async def connected(server: App) -> AsyncIterator[Runner]:
+    settings = Settings(endpoint=server.url, silence_seconds=1.5)
+    spec, because = engines.choose(settings)
+    runner = Runner(spec.create(settings), because, 4)
+    runner.start()
+    yield runner
+    await runner.close()
+
+
+@pytest.mark.anyio
+async def test_a_server_killed_in_mid_answer_is_told_and_used_again_when_it_is_back() -> None:
+    with running() as server:
+        port = httpx.URL(server.url).port or 0
+        async for runner in connected(server):
+            text, error = await told(runner, LONG, server.process.kill)
+            assert text.startswith("echo: slow long")
+            assert "closed the connection in the middle of the answer" in error
+            _, error = await told(runner, SHORT)
+            assert "The model's server" in error
+            with running(port=port):
+                assert await back(runner) == "echo: are you back "
+
+
+@pytest.mark.anyio
+async def test_a_frozen_server_is_told_and_used_again_when_it_thaws() -> None:
+    with running() as server:
+        async for runner in connected(server):
+            text, error = await told(runner, LONG, server.process.suspend)
+            assert text.startswith("echo: slow long")
+            assert "1.5" in error or "seconds" in error, error
+            server.process.resume()
+            assert await back(runner) == "echo: are you back "
+
+
+def test_on_a_full_disk_questions_are_answered_and_files_refused_until_there_is_room() -> None:
+    with running() as app:
+        assert asked(app, with_file=True).status_code == 200
+        limit = app.process.rlimit(resource.RLIMIT_FSIZE)
+        app.process.rlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+        refused = asked(app, with_file=True)
+        assert refused.status_code == 500
+        assert "Free some disk space" in refused.json()["error"]["message"]
+        assert asked(app, with_file=False).status_code == 200
+        app.process.rlimit(resource.RLIMIT_FSIZE, limit)
+        assert asked(app, with_file=True).status_code == 200
+        assert app.leftovers() == []
+
+
+def asked(app: App, with_file: bool) -> httpx.Response:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": "hello"}]
+    if with_file:
+        content = base64.b64encode(makers.picture(makers.field(), "PNG")).decode()
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}})
+    body = {"messages": [{"role": "user", "content": parts}], "modalities": ["text"]}
+    return httpx.post(f"{app.url}v1/chat/completions", json=body, timeout=30)
