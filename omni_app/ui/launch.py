@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_EVENTS_AT_ONCE = 120
+MOST_SESSIONS = 512
+"""Open pages and calls of the tool that Gradio remembers; it holds 0.2 MB for each, and ten thousand if left alone."""
 LOOK_EVERY_SECONDS = 2.0
 BUILTIN = "builtin"
 
@@ -102,6 +104,7 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
         allowed_paths=[str(settings.data_dir / VISITORS)], run_history=False, ssr_mode=False, quiet=True,
         footer_links=["api", "settings"], theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
         css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True, mcp_server=True,
+        state_session_capacity=MOST_SESSIONS,
         app_kwargs={
             "routes": routes, "lifespan": _lifespan(settings, runner), "middleware": _middleware(settings),
             "exception_handlers": {RequestValidationError: malformed},
