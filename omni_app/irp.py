@@ -40,7 +40,7 @@ CONFIG: dict[str, tuple[Any, float]] = {  # key -> default, whose type a value m
     "max_media_mb": (64.0, 0), "speech": (False, 0), "voice": ("", 0), "speech_folder": ("", 0), "extra_body": ({}, 0),
     "trust_weight": (1.0, 0), "max_iterations": (100, 0), "halt_eps": (1e-4, 0), "halt_K": (3, 1),
 }  # fmt: skip
-CAUGHT = (Trouble, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+CAUGHT = (Trouble, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 FOREIGN = (ImportError, AttributeError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
@@ -138,17 +138,16 @@ def config_faults(config: dict[str, Any]) -> dict[str, str]:
         number, same = kind in (int, float), type(value) is kind or (kind is float and type(value) is int)
         if not (same and (not number or least <= value < float("inf"))) and not (value is default is None):
             found[key] = f'config "{key}" must be {kind.__name__}{f", {least:g} or more" * number}, not {value!r:.60}.'
+    if not re.match(r"https?://[^/@\s]+(/[^@\s]*)?$", str(config.get("endpoint", CONFIG["endpoint"][0]))):
+        found["endpoint"] = 'config "endpoint" must be http://host:port or https://host:port, without user or password.'
     return found
 
 
 def _refusal(status: Any, body: bytes) -> Trouble:
-    text = body.decode("utf-8", "replace")
-    found = re.search(r'"(?:message|detail|error)":\s*"((?:[^"\\]|\\.)*)"', text)
+    found = re.search(r'"(?:message|detail|error)":\s*"((?:[^"\\]|\\.)*)"', text := body.decode("utf-8", "replace"))
     said = " ".join((found[1].replace('\\"', '"') if found else text).split())[:200]
-    what = {401: "refused the api_key", 429: "answers as many as it can", 503: "is not ready"}.get(
-        status, "did not answer"
-    )
-    return Trouble(f"The server {what} (HTTP {status}): {said}")
+    what = {401: "refused the api_key", 429: "answers as many as it can", 503: "is not ready"}
+    return Trouble(f"The server {what.get(status, 'did not answer')} (HTTP {status}): {said}")
 
 
 class Reply:
@@ -235,12 +234,12 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
     def step(self, state: OwnState, noise_schedule: Any = None) -> Any:
         """The first draft, or a better one; a new state each time. `noise_schedule`: a temperature, or step -> one."""
         ours = isinstance(state.x, dict) and "messages" in state.x
-        x = dict(state.x if ours else self.init_state(state.x, state.meta.get("task_ctx")).x)
-        draft, meta = x["draft"], dict(state.meta)
+        x = dict(state.x if ours else self.init_state(state.x, (state.meta or {}).get("task_ctx")).x)
+        draft, meta = x["draft"], dict(state.meta or {})
         if draft and self.config["one_shot"]:
             x |= {"change": 0.0, "error": ""}
         elif x["messages"]:
-            noise = noise_schedule(state.step_idx) if callable(noise_schedule) else noise_schedule
+            noise = (lambda: noise_schedule(state.step_idx)) if callable(noise_schedule) else noise_schedule
             noise = self.temperature if noise is None else noise
             again = [{"role": "assistant", "content": draft}, {"role": "user", "content": self.config["refine_prompt"]}]
             reply = self._ask(x["messages"] + again * bool(draft), temperature=noise, speech=self.config["speech"])
@@ -296,6 +295,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         task = messages if isinstance(messages, list) else self._task(messages)
         calls = [[_call(*one) for one in enumerate(message.get("tool_calls") or ())] for message in task]
         told = [{**message, "tool_calls": made} if made else message for message, made in zip(task, calls, strict=True)]
+        fields = {key: value() if callable(value) else value for key, value in fields.items()}
         given = {"temperature": self.temperature, "voice": self.config["voice"] or None, **fields}
         body = {
             "model": self.model_name or self._served(), "stream": stream, "max_tokens": self.max_response_tokens,

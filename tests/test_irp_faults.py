@@ -206,7 +206,7 @@ def test_health_comes_back_with_the_server(unused_address: str) -> None:
 
 
 BAD = {
-    "endpoint": ["nonsense", 5, "ftp://host", "http://", "http://host:port", "http://host:99999", "http://[", ""],
+    "endpoint": ["host:8091", 5, "ftp://host", "http://", "http://host:port", "http://host:99999", "http://[", ""],
     "api_key": [5, "line\nbreak", "ключ"],
     "model_name": [5, None],
     "temperature": ["warm", -1, float("nan"), True],
@@ -241,7 +241,33 @@ def test_a_config_value_that_does_not_fit(unused_address: str, key: str, value: 
     _, history = plugin.refine("Hi")
     assert plugin.emit_telemetry(history[-1], history)["E"] == 1.0
     told = plugin.get_response("Hi")
-    assert f'config "{key}" must be' in told or key in ("endpoint", "api_key", "extra_body")
+    assert (
+        f'config "{key}" must be' in told
+        or key in ("api_key", "extra_body")
+        or str(value)[:8] in ("http://h", "http://[")
+    )
+
+
+def test_a_login_in_the_address_is_not_shown() -> None:
+    told = irp.OmniIRP({"endpoint": "http://me:secret@127.0.0.1:1"}).get_response("Hi")
+    assert "without user or password" in told
+    assert "secret" not in told
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError("no words for it")
+
+
+def broken(step: int) -> float:
+    return 1 / step
+
+
+def test_what_sage_hands_over_may_be_broken(unused_address: str) -> None:
+    plugin = irp.OmniIRP({"endpoint": unused_address, "model_name": "m", **LIMITS})
+    assert "division by zero" in plugin.step(plugin.init_state("Hi"), broken).x["response"]
+    assert plugin.step(irp.IRPState(x="Hi", meta=None)).energy_val == 1.0
+    assert "no words for it" in plugin.get_response({"text": Unspeakable()})
 
 
 @pytest.mark.parametrize("key", ["timeout_seconds", "connect_seconds", "metrics_seconds", "max_media_mb"])
