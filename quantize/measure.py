@@ -16,7 +16,7 @@ from quantize.speech import Speech, Spoken
 _MARGIN = 1.25
 """Memory over the size of the loaded weights, for the work."""
 _WINDOWS = 8
-_FRAMES, _RANDOM_FRAMES = 200, 16
+_FRAMES, _RANDOM_FRAMES = 200, 6
 """Of 80 ms, at most; the noise of a random model need not be long."""
 _RANDOM = "the original predicts no better than chance, so its weights are random and it says no words"
 

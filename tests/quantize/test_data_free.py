@@ -138,12 +138,12 @@ def test_equals_llm_compressor_bit_by_bit(
 
 def test_memory_is_bounded_by_one_file_however_large_the_model(drive: Driver, tmp_path: Path) -> None:
     peaks = []
-    for files in (1, 3):
+    for files in (1, 2):
         drive(MEMORY, "make", tmp_path / f"{files}", files)
         peaks.append(drive(MEMORY, "peak", tmp_path / f"{files}", "FP8_DYNAMIC"))
-    one, three = peaks
-    assert three["over_start"] < 3 * three["shard"]
-    assert three["over_start"] < one["over_start"] + one["shard"] / 2
+    one, two = peaks
+    assert two["over_start"] < 3 * two["shard"]
+    assert two["over_start"] < one["over_start"] + one["shard"] / 2
 
 
 @pytest.mark.parametrize("supervisor_dies", [False, True])
