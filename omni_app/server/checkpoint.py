@@ -116,7 +116,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], _Config]:
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise CheckpointUnusable(
             f"{folder} is not a folder. Give the folder of a downloaded model; "
             "`hf download Qwen/Qwen3-Omni-30B-A3B-Instruct --local-dir FOLDER` fetches one."
@@ -136,10 +136,18 @@ def _config(folder: Path) -> tuple[dict[str, Any], _Config]:
         raise CheckpointUnusable(f"config.json in {folder} has no usable {where}; download that file again.") from error
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # a name too long, or a place that we may not look into
+
+
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        # A pipe of that name would be read for ever.
+        found = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -166,7 +174,9 @@ def _quantization(folder: Path, raw: Mapping[str, Any]) -> Quantization:
     if _json(folder / "hf_quant_config.json") is not None:
         return Quantization("modelopt")
     inner = raw["thinker_config"]["text_config"].get("quantization_config")
-    return Quantization(str(inner.get("quant_method", "unknown")), nested=True) if inner else Quantization("")
+    if isinstance(inner, dict):
+        return Quantization(str(inner.get("quant_method", "unknown")), nested=True)
+    return Quantization("")
 
 
 def _decoder(part: _TextPart) -> Decoder:

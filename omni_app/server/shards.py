@@ -65,7 +65,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     try:
         names = json.loads(index.read_text())["weight_map"]
         return {str(tensor): str(file) for tensor, file in names.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointUnusable(f"{INDEX} in {index.parent} cannot be read; download that file again.") from error
 
 
@@ -74,6 +74,8 @@ def _tensors(file: Path) -> Iterator[Tensor]:
     from huggingface_hub.errors import SafetensorsParsingError
 
     try:
+        if not file.is_file():
+            raise CheckpointUnusable(f"{file.name} is missing in {file.parent}; download that file again.")
         with file.open("rb") as stream:
             start = stream.read(len(_LFS_POINTER))
         if start == _LFS_POINTER:
@@ -82,11 +84,9 @@ def _tensors(file: Path) -> Iterator[Tensor]:
         spans = {name: (int(info.data_offsets[0]), int(info.data_offsets[1])) for name, info in header.items()}
         data = max((end for _, end in spans.values()), default=0)
         whole = _LENGTH_BYTES + int.from_bytes(start[:_LENGTH_BYTES], "little") + data
-    except FileNotFoundError as error:
-        raise CheckpointUnusable(f"{file.name} is missing in {file.parent}; download that file again.") from error
     except OSError as error:
         raise CheckpointUnusable(f"{file.name} cannot be read ({error.strerror or error}).") from error
-    except (SafetensorsParsingError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorsParsingError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointUnusable(f"{file.name} is not a safetensors file or is damaged; download it again.") from error
     if (size := file.stat().st_size) < whole:
         raise CheckpointUnusable(

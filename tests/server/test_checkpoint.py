@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,26 @@ def test_no_folder(tmp_path: Path) -> None:
     assert "is not a folder" in said(tmp_path / "Qwen" / "Qwen3-Omni")
 
 
+def test_a_name_too_long_for_a_folder(tmp_path: Path) -> None:
+    assert "is not a folder" in said(tmp_path / ("a" * 5000))
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b"\xff\x00", b"[]", b""])
+def test_a_config_that_is_none(copied: Callable[..., Path], content: bytes) -> None:
+    folder = copied()
+    (folder / "config.json").write_bytes(content)
+    assert "no readable config.json" in said(folder)
+
+
+def test_pipes_in_place_of_files_are_not_waited_for(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    weights = min(folder.glob("*.safetensors"))
+    for path, sentence in ((weights, f"{weights.name} is missing"), (folder / "config.json", "no readable config")):
+        path.unlink()
+        os.mkfifo(path)
+        assert sentence in said(folder)
+
+
 def test_no_model_in_it(tmp_path: Path) -> None:
     assert "no readable config.json" in said(tmp_path)
 
@@ -170,6 +191,7 @@ def test_a_cut_off_file_says_how_much_is_there(copied: Callable[..., Path]) -> N
         (b"", "not a safetensors file or is damaged"),
         (b"\xff" * 64, "not a safetensors file or is damaged"),
         ((2).to_bytes(8, "little") + b"[]", "not a safetensors file or is damaged"),
+        ((99_999).to_bytes(8, "little") + b'{"a":' + b"[" * 99_994, "not a safetensors file or is damaged"),
         ((9).to_bytes(8, "little") + b'{"a": {}}', "not a safetensors file or is damaged"),
     ],
 )
