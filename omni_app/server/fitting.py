@@ -14,6 +14,8 @@ from omni_app.server.budget import FULL, SPARING, Effort, Layout, StageMemory
 from omni_app.server.checkpoint import Checkpoint
 
 LEAST_CONTEXT = 2048
+MOST_USERS = 256
+"""vLLM sizes buffers by it, which the memory arithmetic does not count, and wants no more users than batched tokens."""
 _NVFP4_BITS = 4.5  # four, and one 8-bit scale for 16 weights
 
 
@@ -30,6 +32,8 @@ class Wishes:
     def __post_init__(self) -> None:
         if self.users < 1:
             raise BadRequest("There must be at least one user (--users 1).")
+        if self.users > MOST_USERS:
+            raise BadRequest(f"One server takes at most {MOST_USERS} users at once; start several for more.")
         if self.context_tokens < LEAST_CONTEXT:
             raise BadRequest(f"A context below {LEAST_CONTEXT:,} tokens leaves no room to talk; raise --context.")
 

@@ -245,6 +245,8 @@ def test_warnings_say_what_is_scarce(checkpoint_of: CheckpointOf) -> None:
 def test_what_cannot_be_asked_for(checkpoint_of: CheckpointOf) -> None:
     with pytest.raises(BadRequest, match="at least one user"):
         Wishes(users=0)
+    with pytest.raises(BadRequest, match="at most 256 users"):
+        Wishes(users=257)
     with pytest.raises(BadRequest, match="no room to talk"):
         Wishes(context_tokens=100)
     with pytest.raises(BadRequest, match="65,536 tokens"):
