@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 
-from omni_app.errors import OmniError
+from omni_app.errors import BadRequest, OmniError
 from omni_app.server.profile import Wishes
 from omni_app.settings import Settings
 
@@ -48,11 +48,20 @@ class Serve(Settings):
         from omni_app.server import foreground, prepare
 
         wishes = Wishes(self.speech, self.users, self.context, self.fast_start)
-        order = prepare.Order(self.model, wishes, self.deploy_config, tuple(shlex.split(self.vllm_args)))
+        order = prepare.Order(self.model, wishes, self.deploy_config, _split(self.vllm_args))
+        if not self.only_plan:
+            foreground.clear(self)
         prepared = prepare.prepare(self, order)
         print("\n".join(prepared.lines()), flush=True)
         if not self.only_plan:
             foreground.serve(self, prepared)
+
+
+def _split(arguments: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(arguments))
+    except ValueError as error:
+        raise BadRequest(f"--vllm-args cannot be read ({error}); write it as a shell would.") from error
 
 
 class Doctor(Settings):

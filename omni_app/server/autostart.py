@@ -25,6 +25,7 @@ def begin(settings: Settings) -> str:
         return f"OMNI_SERVE_MODEL needs a GPU, and there is none ({machine.gpus_reason})."
     order = Order(Path(settings.serve_model))
     try:
+        control.make_room()
         control.prepare(order)
         control.start(order)
     except OmniError as error:

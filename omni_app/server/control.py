@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -59,11 +60,15 @@ class ServerControl:
         """The plan, without starting anything. Reads the model's headers: seconds. Raises what `prepare` raises."""
         return prepare.prepare(self._settings, order)
 
+    def make_room(self) -> None:
+        """Before a plan that shall be started: end what a supervisor that died left. Not for an event loop. Raises
+        EngineUnavailable when a server works already."""
+        self._require_none()
+        asyncio.run(supervisor.make_room(self.folder))
+
     def start(self, order: Order) -> None:
         """Start a supervisor that outlives the app. Raises EngineUnavailable when a server works already."""
-        state = self.state()
-        if state.works:
-            raise EngineUnavailable(f"A server is {state.status} already ({state.model}). Stop it first.")
+        self._require_none()
         self.folder.path.mkdir(parents=True, exist_ok=True)
         with self.folder.supervisor_log.open("wb") as output:
             self._began = time.time()
@@ -78,6 +83,11 @@ class ServerControl:
             self._child.terminate()  # before it wrote its state it could not be found there
             await anyio.to_thread.run_sync(self._child.wait)
         await supervisor.stop(self.folder)
+
+    def _require_none(self) -> None:
+        state = self.state()
+        if state.works:
+            raise EngineUnavailable(f"A server is {state.status} already ({state.model}). Stop it first.")
 
     def _command(self, order: Order) -> list[str]:
         settings, wishes = self._settings, order.wishes

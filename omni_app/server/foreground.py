@@ -11,7 +11,7 @@ from pathlib import Path
 from omni_app.server.log import WORDS, Stage
 from omni_app.server.prepare import Prepared
 from omni_app.server.state import ServerFolder, ServerState
-from omni_app.server.supervisor import Supervisor
+from omni_app.server.supervisor import Supervisor, make_room
 from omni_app.settings import Settings
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,6 +45,11 @@ class Narrator:
 
     def _tell(self, state: ServerState, line: str) -> None:
         self._write(f"[{self._clock() - state.began:5.0f} s] {line}" if state.began else line)
+
+
+def clear(settings: Settings) -> None:
+    """Before the plan: end what an earlier server of this data folder left. Raises EngineUnavailable when one works."""
+    asyncio.run(make_room(ServerFolder(settings.data_dir)))
 
 
 def serve(settings: Settings, prepared: Prepared) -> None:

@@ -50,7 +50,7 @@ class Prepared:
 def prepare(settings: Settings, order: Order) -> Prepared:
     """Raises BadRequest and EngineUnavailable for what would otherwise fail minutes later."""
     vllm = executable(settings.serve_venv.expanduser().absolute())
-    model = order.model.expanduser().absolute()
+    model = _absolute(order.model)
     plan = None if order.deploy_config else _plan(model, order.wishes)
     deploy = _existing(order.deploy_config) if order.deploy_config else _deploy_file(settings)
     media = _media(settings)
@@ -95,8 +95,15 @@ def _plan(model: Path, wishes: Wishes) -> Plan:
     return profile.plan(hardware.detect(), checkpoint.read(model), wishes)
 
 
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise BadRequest(f"There is no user whose folder {path} could be in. Write out the whole path.") from error
+
+
 def _existing(file: Path) -> Path:
-    path = file.expanduser().absolute()
+    path = _absolute(file)
     if not path.is_file():
         raise BadRequest(f"The deploy file {path} does not exist. Check --deploy-config.")
     return path

@@ -68,7 +68,7 @@ class ServerFolder:
     """The files of the server: `state.json`, `server.log`, `deploy.yaml` and the lock, in a folder of the data."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.path = data_dir / "server"
+        self.path = data_dir.expanduser().absolute() / "server"
         self.log = self.path / "server.log"
         self.supervisor_log = self.path / "supervisor.log"
         self.deploy = self.path / "deploy.yaml"

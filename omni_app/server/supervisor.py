@@ -48,8 +48,8 @@ class Launch:
 
     @property
     def endpoint(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Supervisor:
     async def run(self) -> None:
         """Serve until told to stop. Raises EngineUnavailable when the server cannot run, and why."""
         with self.folder.locked():
-            await self._end_what_was_left()
+            await _end_what_was_left(self.folder, self.patience.grace_s)
             self._require_free_port()
             self.state = self._as_before()
             try:
@@ -213,12 +213,6 @@ class Supervisor:
         await process.end(server, self.patience.grace_s)
         child.wait()
 
-    async def _end_what_was_left(self) -> None:
-        """A server whose supervisor died keeps the GPU; nobody would watch it, so it ends here."""
-        left = self.folder.read().server
-        if left is not None and process.members(left):
-            await process.end(left, self.patience.grace_s)
-
     def _require_free_port(self) -> None:
         """Raises EngineUnavailable at once, where the server would only find out minutes later."""
         family = socket.AF_INET6 if ":" in self.launch.host else socket.AF_INET
@@ -241,6 +235,22 @@ class Supervisor:
         self.state = self.state.model_copy(update=changes)
         self.folder.write(self.state)
         self.report(self.state)
+
+
+async def make_room(folder: ServerFolder, grace_s: float = 10.0) -> None:
+    """End what a supervisor that died left running: a plan made before that would leave the GPU's memory to it.
+
+    Raises EngineUnavailable when a supervisor works here, or something cannot be ended.
+    """
+    with folder.locked():
+        await _end_what_was_left(folder, grace_s)
+
+
+async def _end_what_was_left(folder: ServerFolder, grace_s: float) -> None:
+    """A server whose supervisor died keeps the GPU; nobody would watch it, so it ends here."""
+    left = folder.read().server
+    if left is not None and process.members(left):
+        await process.end(left, grace_s)
 
 
 async def stop(folder: ServerFolder, grace_s: float = 40.0) -> None:

@@ -149,6 +149,7 @@ class SystemPage:
     ) -> list[Any]:
         def start() -> list[Any]:
             order = _order(model, speech, users, context)
+            self._control.make_room()
             _, text = self._planned(order)
             self._control.start(order)
             return ["", text]

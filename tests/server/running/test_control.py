@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from omni_app.errors import EngineUnavailable
 from omni_app.server import process
 from omni_app.server.control import ServerControl, with_own_server
 from omni_app.server.prepare import Order
-from omni_app.server.state import ServerFolder
+from omni_app.server.state import ServerFolder, ServerState
 from omni_app.server.supervisor import Launch
 from omni_app.settings import Settings
 from tests.server.fake_vllm import Script
@@ -91,3 +93,13 @@ async def test_stopping_ends_a_server_that_is_starting(
     await control.stop()
     assert control.state().status == "stopped"
     assert server is None or process.members(server) == []
+
+
+def test_the_page_can_start_again_after_a_supervisor_that_died(control: ServerControl) -> None:
+    left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    server = process.identify(left.pid)
+    gone = server.model_copy(update={"started_ticks": server.started_ticks - 1})
+    control.folder.write(ServerState(status="starting", supervisor=gone, server=server))
+    assert control.state().status == "failed"
+    control.make_room()
+    assert left.wait(10) == -signal.SIGTERM

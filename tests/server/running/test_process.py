@@ -19,7 +19,7 @@ import pytest
 from omni_app.errors import EngineUnavailable
 from omni_app.server import process
 from omni_app.server.state import ServerFolder, ServerState
-from omni_app.server.supervisor import Launch, stop
+from omni_app.server.supervisor import Launch, make_room, stop
 from tests.server.fake_vllm import Script
 from tests.server.running.conftest import HASTE, scripted, watched
 
@@ -232,6 +232,31 @@ async def test_a_new_start_ends_what_an_old_one_left(launch: Launch, folder: Ser
     async with watched(launch, folder) as one:
         await one.until(ready)
         assert process.members(state.server) == []
+
+
+async def test_room_is_made_before_a_plan_unless_a_supervisor_works(launch: Launch, folder: ServerFolder) -> None:
+    state = abandoned(launch, folder)
+    assert state.server is not None
+    await make_room(folder)
+    assert process.members(state.server) == []
+    assert folder.read().status == "failed"
+    async with watched(launch, folder) as one:
+        await one.until(ready)
+        with pytest.raises(EngineUnavailable, match="already ready"):
+            await make_room(folder)
+        assert one.supervisor.state.server is not None
+        assert process.members(one.supervisor.state.server)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"),
+        ("fe80::2", "[fe80::2]"), ("gpu", "gpu"),
+    ],
+)  # fmt: skip
+def test_where_the_server_is_reached(launch: Launch, host: str, address: str) -> None:
+    assert replace(launch, host=host, port=8091).endpoint == f"http://{address}:8091"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from omni_app import hardware
+from omni_app import cli, hardware
 from omni_app.errors import BadRequest, EngineUnavailable
 from omni_app.server import prepare, process
 from omni_app.server.foreground import Narrator
@@ -94,6 +94,31 @@ def test_a_failure_is_one_sentence_and_status_1(arguments: list[str]) -> None:
     assert command.returncode == 1
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("The deploy configuration was refused: a stage takes 16384 tokens")
+
+
+def test_a_second_start_is_told_of_the_first_whatever_memory_that_took(
+    arguments: list[str], tmp_path: Path, folder_of: Callable[[str], Path]
+) -> None:
+    own = arguments.index("--deploy-config")
+    again = [str(folder_of("nvfp4")), *arguments[1:own], *arguments[own + 2 :]]
+    with serving(arguments, Script()) as command:
+        told(command, "Talk to it")
+        with serving(again, Script()) as second:
+            said = second.communicate(timeout=60)[0]
+        assert second.returncode == 1
+        assert "A server of this data folder is already ready (/models/omni" in said
+        assert command.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [(["--vllm-args", '"'], "--vllm-args cannot be read"), (["--deploy-config", "~nobody-here/own.yaml"], "no user")],
+)
+def test_arguments_that_cannot_be_read(
+    arguments: list[str], changed: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", *arguments, *changed, "--only-plan"]) == 1
+    assert says in capsys.readouterr().err
 
 
 def test_preparing_without_an_environment_or_a_file(tmp_path: Path, venv: Path) -> None:
