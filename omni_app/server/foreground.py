@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -47,6 +48,11 @@ class Narrator:
         self._write(f"[{self._clock() - state.began:5.0f} s] {line}" if state.began else line)
 
 
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed must not keep the server from being ended
+        print(line, flush=True)
+
+
 def clear(settings: Settings) -> None:
     """Before the plan: end what an earlier server of this data folder left. Raises EngineUnavailable when one works."""
     asyncio.run(make_room(ServerFolder(settings.data_dir)))
@@ -59,7 +65,7 @@ def serve(settings: Settings, prepared: Prepared) -> None:
 
 async def _serve(settings: Settings, prepared: Prepared) -> None:
     folder = ServerFolder(settings.data_dir)
-    narrator = Narrator(lambda line: print(line, flush=True), folder.log)
+    narrator = Narrator(_print, folder.log)
     supervisor = Supervisor(prepared.launch, folder, report=narrator)
     loop = asyncio.get_running_loop()
     for number in ENDING:

@@ -97,14 +97,23 @@ class Supervisor:
             self._require_free_port()
             self.state = self._as_before()
             try:
-                failure = await self._lives()
-            except OmniError as error:
-                failure = Failure(str(error), retry=False)
-            if failure is not None:
-                left = self.state.server if self.state.server and process.members(self.state.server) else None
-                self._publish(status="failed", message=failure.sentence, server=left)
-                raise EngineUnavailable(failure.sentence)
-            self._publish(status="stopped", message="The server was stopped.", stages=(), server=None)
+                await self._serve()
+            except OSError as error:
+                raise EngineUnavailable(
+                    f"The server cannot be kept: {self.folder.path} cannot be written ({error.strerror or error}). "
+                    "Make room there, or choose another folder with --data-dir."
+                ) from error
+
+    async def _serve(self) -> None:
+        try:
+            failure = await self._lives()
+        except OmniError as error:
+            failure = Failure(str(error), retry=False)
+        if failure is not None:
+            left = self.state.server if self.state.server and process.members(self.state.server) else None
+            self._publish(status="failed", message=failure.sentence, server=left)
+            raise EngineUnavailable(failure.sentence)
+        self._publish(status="stopped", message="The server was stopped.", stages=(), server=None)
 
     def _as_before(self) -> ServerState:
         """What is known of earlier starts of the same model stays known."""
@@ -138,13 +147,13 @@ class Supervisor:
         if self.launch.deploy_yaml:
             self.folder.deploy.write_text(self.launch.deploy_yaml)
         child, server = process.start(self.launch.argv, self.launch.env, log)
-        self._publish(
-            status="starting", model=self.launch.model, endpoint=self.launch.endpoint, message="The server starts.",
-            began=time.time(), restarts=restarts, server=server, stages=(), kernels=(), ready_after_s=None,
-            local_media=self.launch.local_media,
-        )  # fmt: skip
         told = StartupLog()
         try:
+            self._publish(
+                status="starting", model=self.launch.model, endpoint=self.launch.endpoint, message="The server starts.",
+                began=time.time(), restarts=restarts, server=server, stages=(), kernels=(), ready_after_s=None,
+                local_media=self.launch.local_media,
+            )  # fmt: skip
             return await _first(self._watch(child, Follower(log), told), self._make_ready_and_guard(told))
         finally:
             await self._end(child, server)
@@ -208,10 +217,12 @@ class Supervisor:
                 return Failure(f"The server said for {self.patience.unhealthy_s:.0f} s that it is not healthy.")
 
     async def _end(self, child: subprocess.Popen[bytes], server: ProcessId) -> None:
-        if self._stop.is_set():
-            self._publish(status="stopping", message="Ending every process of the server.")
-        await process.end(server, self.patience.grace_s)
-        child.wait()
+        try:
+            if self._stop.is_set():
+                self._publish(status="stopping", message="Ending every process of the server.")
+        finally:
+            await process.end(server, self.patience.grace_s)
+            child.wait()
 
     def _require_free_port(self) -> None:
         """Raises EngineUnavailable at once, where the server would only find out minutes later."""

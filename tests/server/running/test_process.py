@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from omni_app.errors import EngineUnavailable
 from omni_app.server import process
+from omni_app.server.process import ProcessId
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.server.supervisor import Launch, make_room, stop
 from tests.server.fake_vllm import Script
@@ -257,6 +259,27 @@ async def test_room_is_made_before_a_plan_unless_a_supervisor_works(launch: Laun
 )  # fmt: skip
 def test_where_the_server_is_reached(launch: Launch, host: str, address: str) -> None:
     assert replace(launch, host=host, port=8091).endpoint == f"http://{address}:8091"
+
+
+@pytest.mark.parametrize("name", ["state.json", "deploy.yaml", "server.log.1"])
+async def test_a_state_that_cannot_be_written_leaves_no_server(
+    launch: Launch, folder: ServerFolder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    started: list[ProcessId] = []
+    start = process.start
+
+    def remembered(*given: Any) -> Any:
+        child, server = start(*given)
+        started.append(server)
+        return child, server
+
+    monkeypatch.setattr(process, "start", remembered)
+    (folder.path / name / "in the way").mkdir(parents=True)
+    folder.log.touch()
+    async with watched(replace(launch, deploy_yaml="stages: []\n"), folder) as one:
+        assert f"{folder.path} cannot be written" in await one.failed()
+    assert len(started) == (name == "state.json")
+    assert [process.members(server) for server in started] == [[]] * len(started)
 
 
 @pytest.fixture

@@ -88,6 +88,22 @@ def test_serve_tells_its_progress_and_one_signal_ends_everything(
     assert "secret" not in said + starts.read_text()
 
 
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_is_closed_takes_the_server_with_it(
+    arguments: list[str], folder: ServerFolder, ending: signal.Signals
+) -> None:
+    with serving(arguments, Script()) as command:
+        told(command, "Talk to it")
+        server = folder.read().server
+        assert command.stdout is not None
+        command.stdout.close()
+        command.send_signal(ending)
+        command.wait(60)
+    assert server is not None
+    assert process.members(server) == []
+    assert folder.read().status == "stopped"
+
+
 def test_a_failure_is_one_sentence_and_status_1(arguments: list[str]) -> None:
     with serving(arguments, Script("vllm030_bad_batched_tokens", exit_code=1)) as command:
         output = command.communicate(timeout=60)[0]
