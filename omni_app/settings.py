@@ -104,6 +104,14 @@ class Settings(BaseSettings):
         "loads it again. 0 for never, on a Space 30."
     )  # fmt: skip
 
+    @field_validator("local_media", "serve_venv", "data_dir", "cache_dir")
+    @classmethod
+    def _at_home(cls, path: Path | None) -> Path | None:
+        try:
+            return path and path.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"there is no user whose folder {path} could be in") from error
+
     @field_validator("auth")
     @classmethod
     def _names_both(cls, auth: SecretStr) -> SecretStr:
