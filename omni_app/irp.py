@@ -1,5 +1,4 @@
 """SAGE's IRP plugin for Qwen3-Omni: `OmniIRP`. One file, standard library only, loaded by its path; see docs/irp.md.
-
 SAGE does not put the file into `sys.modules`, where dataclasses with `from __future__ import annotations` would look.
 """
 
@@ -328,6 +327,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="omni-irp-")
         folder = self.config["speech_folder"] or self._folder.name
         path = Path(folder, f"speech-{id(self):x}-{next(self._number) % SPEECH_KEPT}.wav")
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file, wave.open(file, "wb") as wav:
             wav.setparams((1, 2, reply.rate, 0, "NONE", ""))
             wav.writeframes(reply.pcm)

@@ -307,9 +307,17 @@ class TestSenses:
 
     def test_speech_that_cannot_be_kept(self, irp: ModuleType, serving: Serving, tmp_path: Path) -> None:
         stream = event("Hi.") + event("AAAA", "audio", "stop") + b"data: [DONE]\n\n"
-        config = {"speech": True, "speech_folder": str(tmp_path / "missing")}
+        (tmp_path / "file").touch()
+        config = {"speech": True, "speech_folder": str(tmp_path / "file")}
         plugin = irp.OmniIRP({"endpoint": serving(lambda request: stream).address, **config})
-        assert "missing" in plugin.get_response("x")
+        assert "file" in plugin.get_response("x")
+
+    def test_folder_for_speech_is_made(self, irp: ModuleType, serving: Serving, tmp_path: Path) -> None:
+        stream = event("Hi.") + event("AAAA", "audio", "stop") + b"data: [DONE]\n\n"
+        config = {"speech": True, "speech_folder": str(tmp_path / "not" / "yet")}
+        plugin = irp.OmniIRP({"endpoint": serving(lambda request: stream).address, **config})
+        assert plugin.get_response("x") == "Hi."
+        assert Path(plugin.last_speech).parent == tmp_path / "not" / "yet"
 
 
 class TestStreaming:
