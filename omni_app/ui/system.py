@@ -17,7 +17,7 @@ from omni_app.doctor import Finding
 from omni_app.errors import BadRequest, OmniError
 from omni_app.runner import Runner
 from omni_app.server import gpu_memory, telemetry
-from omni_app.server.control import ServerControl
+from omni_app.server.control import ServerControl, with_own_server
 from omni_app.server.prepare import Order
 from omni_app.server.profile import Wishes
 from omni_app.server.state import CHANGING, ServerState
@@ -113,7 +113,8 @@ class SystemPage:
         state = self._control.state()
         tail = self._control.folder.tail(LOG_LINES) if operator and state.began else []
         readings = readings_html(telemetry.read()) if operator else ""
-        every = CHANGING_S if state.status in CHANGING else WORKING_S
+        changes = state.status in CHANGING or self._moves_to(state)
+        every = CHANGING_S if changes else WORKING_S
         return [
             self._engine(state), server_html(state, time.time(), gpu_memory.by_stage(state)) + readings,
             gr.Textbox("\n".join(tail), visible=bool(tail)), gr.Timer(every, active=state.works),
@@ -123,11 +124,17 @@ class SystemPage:
     def _engine(self, state: ServerState) -> str:
         status = self._runner.status()
         words = f"{self._runner.chosen_because} {status.why}"
-        if state.status == "ready" and state.endpoint not in status.why:
-            words += " The server below is ready: start the app again to talk to it."
+        if self._moves_to(state):
+            words += " The app moves to the server below now."
+        elif state.status == "ready" and state.endpoint not in status.why:
+            words += " The server below is ready, but OMNI_ENGINE or OMNI_ENDPOINT keeps the app from it."
         ready = "ready" if status.ready else "waiting"
         chip = f'<span class="engine {ready}"><b>{html.escape(status.name)}</b> {html.escape(status.model)}</span>'
         return f'<div class="header"><h2>Engine</h2>{chip}<p>{html.escape(words)}</p></div>'
+
+    def _moves_to(self, state: ServerState) -> bool:
+        found, because = with_own_server(self._settings)
+        return bool(because) and state.status == "ready" and found.endpoint not in self._runner.status().why
 
     async def _facts(self, password: str, request: gr.Request) -> str:
         if not await self._operators.let_in(password, request):

@@ -21,11 +21,12 @@ from playwright.sync_api import Browser, Page, expect
 
 from omni_app.runner import Runner
 from omni_app.server import process
+from omni_app.server.control import ServerControl
 from omni_app.server.log import Stage
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.settings import Settings
 from omni_app.ui.operators import Operators
-from omni_app.ui.system import server_html
+from omni_app.ui.system import CHANGING_S, WORKING_S, SystemPage, server_html
 from tests.scripted import ScriptedEngine
 from tests.server import fake_vllm, model_folder
 from tests.server.fake_vllm import Script
@@ -189,3 +190,24 @@ def test_the_state_is_shown_as_text_with_memory_by_stage() -> None:
     assert "<b>" not in shown
     assert "&lt;ready&gt;" in shown
     assert '<li class="ready">thinker: ready (19.3 GiB of weights) · 33.8 GiB of GPU memory</li>' in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "seconds"),
+    [
+        ({}, "The app moves to the server below now", CHANGING_S),
+        ({"engine": "builtin"}, "OMNI_ENGINE or OMNI_ENDPOINT keeps the app from it", WORKING_S),
+        ({"endpoint": "http://elsewhere:8091"}, "OMNI_ENGINE or OMNI_ENDPOINT keeps the app from it", WORKING_S),
+    ],
+)
+def test_what_a_ready_server_means_for_the_app(
+    options: dict[str, Any], says: str, seconds: float, settings: Settings
+) -> None:
+    control = ServerControl(settings)
+    here = process.identify(os.getpid())
+    control.folder.write(ServerState(status="ready", endpoint="http://127.0.0.1:1", supervisor=here, server=here))
+    settings = settings.model_copy(update=options)
+    page = SystemPage(Runner(ScriptedEngine(), "Chosen by the test.", 8), settings, control, Operators(settings))
+    engine, _, _, timer, *_ = page._shown(operator=False)
+    assert says in engine
+    assert timer.value == seconds
