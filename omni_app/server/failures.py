@@ -232,4 +232,4 @@ def _last_words(said: list[str]) -> str:
     own = [error for error in errors if not _ECHO.search(error)]
     if not (own or errors):
         return "The server ended without saying why; its log tells what it did last."
-    return f"The server ended with {(own or errors)[0][:300]}"
+    return f"The server ended with {(own or errors)[0][:300].rstrip('.')}."

@@ -122,5 +122,5 @@ def test_an_unknown_failure_is_told_by_its_root() -> None:
         "(APIServer pid=2) RuntimeError: Orchestrator initialization failed: Engine core initialization failed.",
     ]
     failure = explain(lines, 1)
-    assert failure.sentence == "The server ended with ZeroDivisionError: float division by zero"
+    assert failure.sentence == "The server ended with ZeroDivisionError: float division by zero."
     assert failure.retry
