@@ -18,6 +18,9 @@ NAMES = ("thinker", "talker", "code2wav")
 TALKER_FRAMES = 4096
 """Longest speech of one answer: 80 ms each, so 5.5 minutes."""
 
+PIECE_TOKENS = 800
+"""Of code2wav for the largest piece of speech: 25 new frames and 25 decoded again, 16 tokens each."""
+
 KEPT_FREE = GIB
 """Of a card with its own memory, for fragmentation and for what the desktop takes."""
 KEPT_FREE_UNIFIED = 25 * 10**9
@@ -44,7 +47,7 @@ class Effort:
     batched_tokens: int
     """Of thinker and talker in one step."""
     code2wav_tokens: int
-    """Of code2wav in one step: 16 for a frame of 80 ms; a piece of speech has at most 50 frames, 800 tokens."""
+    """Of code2wav in one step: whole pieces of speech."""
     code2wav_graphs: bool
 
 

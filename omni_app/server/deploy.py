@@ -11,7 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from omni_app.hardware import GIB, Fact, Gpu
-from omni_app.server.budget import CODE2WAV_STAGE, TALKER_FRAMES, TALKER_STAGE, Effort, StageMemory, talker_tokens
+from omni_app.server.budget import (
+    CODE2WAV_STAGE,
+    PIECE_TOKENS,
+    TALKER_FRAMES,
+    TALKER_STAGE,
+    Effort,
+    StageMemory,
+    talker_tokens,
+)
 from omni_app.server.checkpoint import Checkpoint
 
 Tree: TypeAlias = "Mapping[str, Fact[Any] | Tree | Sequence[Tree]]"
@@ -42,7 +50,8 @@ def tree(
         return {"pipeline": text_only, "stages": [thinker]}
     thinker["enable_prefix_caching"] = Fact(False, "the talker needs the thinker's states of the whole prompt")
     talker = {**_common(taken[1], users, gpus), **_talker(checkpoint, taken[1], effort, context)}
-    code2wav = {**_common(taken[2], users, gpus), **_code2wav(checkpoint, effort)}
+    pieces = min(users, effort.code2wav_tokens // PIECE_TOKENS)
+    code2wav = {**_common(taken[2], users, gpus), **_slots(users, pieces), **_code2wav(checkpoint, effort)}
     return {
         "async_chunk": Fact(True, "speech starts while the text is still being written"),
         "connectors": {
@@ -133,6 +142,15 @@ def _talker(checkpoint: Checkpoint, stage: StageMemory, effort: Effort, context:
     }
 
 
+def _slots(users: int, pieces: int) -> dict[str, Any]:
+    """Nothing where all users' pieces fit into one step. vLLM-Omni gives the last one what is left of the step's
+    tokens, so it would be decoded in two parts (core/sched/omni_generation_scheduler.py); a slot is held for one piece
+    only, not for the answer."""
+    if pieces == users:
+        return {}
+    return {"max_num_seqs": Fact(pieces, "whole pieces of speech that fit into one step; others wait for the next")}
+
+
 def _code2wav(checkpoint: Checkpoint, effort: Effort) -> dict[str, Any]:
     tokens = effort.code2wav_tokens
     graphs = "CUDA graphs for the usual pieces of speech, each one launch"
@@ -140,7 +158,7 @@ def _code2wav(checkpoint: Checkpoint, effort: Effort) -> dict[str, Any]:
     return {
         "max_model_len": Fact(tokens, "not more than the tokens of one step, or the server refuses to start"),
         "max_num_batched_tokens": Fact(
-            tokens, f"{tokens // 800} pieces of 800 tokens in one step; the bundled 65536 costs GBs"
+            tokens, f"{tokens // PIECE_TOKENS} pieces of {PIECE_TOKENS} tokens in one step; the bundled 65536 costs GBs"
         ),
         "enforce_eager": Fact(not effort.code2wav_graphs, graphs if effort.code2wav_graphs else eager),
         "enable_prefix_caching": Fact(False, _BUNDLED),

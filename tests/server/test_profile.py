@@ -96,6 +96,7 @@ def _voice_holds(kind: str, talker: dict[str, Any], code2wav: dict[str, Any]) ->
     assert talker["default_sampling_params"] == sampling
     assert talker["max_model_len"] == 16384 + 4096
     assert code2wav["max_num_batched_tokens"] == code2wav["max_model_len"] <= 16384
+    assert code2wav["max_num_seqs"] * 800 <= code2wav["max_num_batched_tokens"]
     nulled = {"quantization_config": None}
     assert talker.get("hf_overrides") == (None if kind in ("bf16", "nvfp4-talker") else nulled)
     assert code2wav.get("hf_overrides") == (None if kind == "bf16" else nulled)
@@ -266,6 +267,14 @@ def test_machines_without_a_usable_gpu(checkpoint_of: CheckpointOf) -> None:
     unknown = plan(machine(gpu("Mystery", 80, None)), checkpoint_of("nvfp4"), Wishes())
     assert unknown.kernel.value == "unknown"
     assert "must be 8.0 or newer" in unknown.warnings[0]
+
+
+@pytest.mark.parametrize(("name", "users", "pieces"), [("h100", 16, 16), ("h200", 64, 20), ("48", 8, 5), ("48", 4, 4)])
+def test_no_piece_of_speech_is_cut_at_the_end_of_a_step(
+    checkpoint_of: CheckpointOf, name: str, users: int, pieces: int
+) -> None:
+    found = plan(MACHINES[name], checkpoint_of("nvfp4"), Wishes(users=users))
+    assert [stage["max_num_seqs"] for stage in found.deploy["stages"]] == [users, users, pieces]
 
 
 def test_the_longest_context(checkpoint_of: CheckpointOf) -> None:
