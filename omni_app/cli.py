@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 
@@ -78,7 +78,7 @@ class Doctor(Settings):
 class Bench(Settings):
     """Measure an endpoint; by default this app's own API at --port."""
 
-    users: list[int] = Field([1, 4, 8, 16], description="Numbers of users to measure, such as 1,4.")
+    users: list[PositiveInt] = Field([1, 4, 8, 16], description="Numbers of users to measure, such as 1,4.")
     rounds: int = Field(2, ge=1, description="Questions that each user asks.")
     tokens: int = Field(128, ge=1, description="Most tokens of an answer.")
     speech: bool = Field(True, description="Ask for speech too.")

@@ -36,6 +36,7 @@ def test_every_setting_is_a_flag_of_every_command(command: str, capsys: pytest.C
         (["serve", "/m", "--data-dir", "~nobody-here/x"], "no user whose folder ~nobody-here/x"),
         (["run", "--port", "70000"], "--port (OMNI_PORT): Input should be less than or equal to 65535."),
         (["bench", "--users", "four"], "--users"),
+        (["bench", "--users", "0"], "--users"),
         (["bench", "--rounds", "0"], "--rounds"),
     ],
 )
