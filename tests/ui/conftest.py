@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from benchmarks.browser import Visitor, chromium_path, launched
 from omni_app.media.audio import write_wav
@@ -16,11 +16,15 @@ from omni_app.runner import Runner
 from omni_app.settings import Settings
 from tests.scripted import RATE, ScriptedEngine, tone
 
+PATIENCE_MS = 20_000
+"""A page on a busy machine is slow, which is no fault of what it shows."""
+
 
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Any]:
     if chromium_path() is None:
         pytest.skip("no Chromium here: sudo apt install chromium")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as started:
         yield started
 
