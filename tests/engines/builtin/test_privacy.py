@@ -9,10 +9,12 @@ LOAD = "import omni_app.engines.builtin.kokoro, onnxruntime; assert onnxruntime.
 
 
 def identified(home: Path, **environ: str) -> bool:
-    """Whether loading the speech model's runtime, in a fresh home, leaves the number by which it reports its use."""
-    clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    there = {"HOME": str(home), "XDG_CACHE_HOME": str(home), **environ}
-    subprocess.run([sys.executable, "-c", LOAD], env={**clean, **there}, check=True, timeout=60)
+    """Whether loading the speech model's runtime, in a fresh home, leaves the number by which it reports its use.
+
+    The environment is a bare one, because the runtime keeps quiet where a variable such as ``CI`` is set.
+    """
+    bare = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_CACHE_HOME": str(home), **environ}
+    subprocess.run([sys.executable, "-c", LOAD], env=bare, check=True, timeout=60)
     return any(home.rglob("deviceid"))
 
 
