@@ -31,6 +31,8 @@ class Recipe(Told):
     samples: int = 32
     group: int = 0
     """Group width of W4A16; 0: its own."""
+    mix: str = ""
+    """How many of the samples hold what, by name; empty: as they come."""
 
 
 class Request(Told):

@@ -100,7 +100,7 @@ class Order:
         """Raises BadRequest for names that no program could be given."""
         asked = self.recipe
         options = {"scheme": asked.scheme, "algorithm": asked.algorithm, "parts": ",".join(asked.parts),
-                   "samples": str(asked.samples), "group": str(asked.group)}  # fmt: skip
+                   "samples": str(asked.samples), "group": str(asked.group), "mix": asked.mix}  # fmt: skip
         return [f"--{name}={value}" for name, value in options.items() if value]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from quantize import environment, estimate, folder, hub, job, modelopt, plan, push, supervisor
 from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
 from quantize.job import LIVE, Job, Request, Status
-from quantize.schemes import ALGORITHMS, RECIPES, SCHEMES, Recipe
+from quantize.schemes import ALGORITHMS, MIXES, RECIPES, SCHEMES, Recipe
 
 _FOLLOW_SECONDS = 0.25
 _JOBS = Path("data/jobs")
@@ -78,6 +78,7 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--algorithm", choices=list(ALGORITHMS))
     parser.add_argument("--parts", help="comma-separated; the thinker's language model unless said otherwise")
     parser.add_argument("--samples", type=int, help="calibration samples")
+    parser.add_argument("--mix", choices=list(MIXES), help="how many of the samples hold sound, pictures and text")
     parser.add_argument("--group", type=int, help="group width of W4A16: 32, 64 or 128")
 
 
@@ -86,7 +87,7 @@ def _recipe(found: argparse.Namespace) -> Recipe:
     parts = tuple(found.parts.split(",")) if found.parts else base.parts
     samples = base.samples if found.samples is None else found.samples
     scheme, algorithm = found.scheme or base.scheme, found.algorithm or base.algorithm
-    return Recipe(scheme, algorithm, parts, samples, found.group or 0, base.mix)
+    return Recipe(scheme, algorithm, parts, samples, found.group or 0, found.mix or base.mix)
 
 
 def _estimate(found: argparse.Namespace) -> int:

@@ -15,9 +15,12 @@ from omni_app.errors import BadRequest
 from omni_app.jobs import Job, Recipe
 from omni_app.quantizing import Order, Quantizer
 from omni_app.server import checkpoint
+from omni_app.server.control import ServerControl
 from omni_app.server.fitting import Wishes
 from omni_app.server.forecast import expected, forecast
 from omni_app.settings import Settings
+from omni_app.ui.operators import Operators
+from omni_app.ui.quantize import QuantizePage
 from tests.server import model_folder
 from tests.stand_in_worker import small_model, stand_in
 
@@ -55,6 +58,19 @@ def test_an_estimate_tells_each_part_and_why(quantizer: Quantizer, model: Path) 
     assert found.bytes_after < found.bytes_now == sum(part.bytes_now for part in found.parts)
     assert {part.name for part in found.parts if part.quantized} == {"attention", "experts"}
     assert all(part.why for part in found.parts)
+
+
+def test_a_named_recipe_keeps_its_mix_in_the_job(
+    quantizer: Quantizer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = stand_in(tmp_path, monkeypatch)
+    (recipe,) = (one for one in quantizer.choices().recipes if one.mix)
+    page = QuantizePage(Settings(data_dir=tmp_path / "data"), ServerControl(Settings()), Operators(Settings()))
+    order = page._order(str(model), recipe.name, recipe.scheme, recipe.algorithm, ["attention"], 4, 0, "")
+    job = quantizer.start(dataclasses.replace(order, output=str(tmp_path / "out")))
+    assert job.request.recipe.mix == recipe.mix == "nvidia"
+    worker.end(1, error="Enough.")
+    until(lambda: job.state.status == "failed")
 
 
 @pytest.mark.parametrize(

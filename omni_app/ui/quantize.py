@@ -33,7 +33,7 @@ from omni_app.ui.system import alert
 DEFAULT = Recipe(scheme="NVFP4A16", algorithm="rtn")
 OWN_RECIPE = "my own"
 GROUPS = [("128, the usual", 0), ("64", 64), ("32", 32)]
-FORM = ("source", "scheme", "algorithm", "parts", "samples", "group", "output")
+FORM = ("source", "recipe", "scheme", "algorithm", "parts", "samples", "group", "output")
 """What makes an estimate, in the order of its handlers' parameters."""
 ESTIMATED = ("estimate", "algorithm", "data", "group", "scheme_why", "algorithm_why", "output")
 LOOKED = (*ESTIMATED, "parts", "more")
@@ -163,11 +163,11 @@ class QuantizePage:
 
     # Gradio gives the request only to a parameter among the named ones, so the form is spelled out.
     async def _look(
-        self, password: str, source: str, scheme: str, algorithm: str, parts: list[str], samples: float | None,
-        group: int, output: str, request: gr.Request,
+        self, password: str, source: str, named: str, scheme: str, algorithm: str, parts: list[str],
+        samples: float | None, group: int, output: str, request: gr.Request,
     ) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
-            order = self._order(source, scheme, algorithm, None, samples, group, output)
+            order = self._order(source, named, scheme, algorithm, None, samples, group, output)
             found, shown = self._estimated(order)
             choosable = [(f"{part.label}, {size(part.bytes_now)}", part.name) for part in found.parts if part.choosable]
             chosen = [part.name for part in found.parts if part.quantized]
@@ -176,20 +176,20 @@ class QuantizePage:
         return await self._try(password, request, work, len(LOOKED))
 
     async def _estimate(
-        self, password: str, source: str, scheme: str, algorithm: str, parts: list[str], samples: float | None,
-        group: int, output: str, request: gr.Request,
+        self, password: str, source: str, named: str, scheme: str, algorithm: str, parts: list[str],
+        samples: float | None, group: int, output: str, request: gr.Request,
     ) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
-            return self._estimated(self._order(source, scheme, algorithm, parts, samples, group, output))[1]
+            return self._estimated(self._order(source, named, scheme, algorithm, parts, samples, group, output))[1]
 
         return await self._try(password, request, work, len(ESTIMATED))
 
     async def _start(
-        self, password: str, source: str, scheme: str, algorithm: str, parts: list[str], samples: float | None,
-        group: int, output: str, calibration: str, request: gr.Request,
+        self, password: str, source: str, named: str, scheme: str, algorithm: str, parts: list[str],
+        samples: float | None, group: int, output: str, calibration: str, request: gr.Request,
     ) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
-            order = self._order(source, scheme, algorithm, parts, samples, group, output)
+            order = self._order(source, named, scheme, algorithm, parts, samples, group, output)
             return [self._quantizer.start(replace(order, calibration=calibration)).id]
 
         return await self._try(password, request, work, 1)
@@ -203,8 +203,8 @@ class QuantizePage:
             return [alert(error), *[gr.skip()] * count]
 
     def _order(
-        self, source: str, scheme: str, algorithm: str, parts: list[str] | None, samples: float | None, group: int,
-        output: str,
+        self, source: str, named: str, scheme: str, algorithm: str, parts: list[str] | None, samples: float | None,
+        group: int, output: str,
     ) -> Order:  # fmt: skip
         """Raises BadRequest. parts: None for the usual ones of this model."""
         if parts == []:
@@ -213,6 +213,7 @@ class QuantizePage:
         recipe = Recipe(
             scheme=scheme, algorithm=algorithm if algorithm in known else known[0], parts=tuple(parts or ()),
             samples=int(samples or 0), group=group if scheme == "W4A16" else 0,
+            mix=next((one.mix for one in self._quantizer.choices().recipes if one.name == named), ""),
         )  # fmt: skip
         if self._quantizer.choices().scheme(scheme).needs_data(recipe.algorithm) and recipe.samples < 2:
             raise BadRequest("Calibration needs at least 2 samples.")
