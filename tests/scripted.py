@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import struct
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from typing import Any
 
 from omni_app.conversation import AudioDelta, Event, Heard, Message, ReplyEnd, ReplyOptions, ReplyStats, TextDelta
 from omni_app.engines.base import EngineStatus
@@ -76,3 +77,18 @@ def _words(message: Message) -> list[str]:
         return ["<script>window.hacked=1</script>", "<b>bold</b>", "<img src=x onerror=window.hacked=1>", "`<i>`"]
     words = ["echo:", *message.text.split(), *(f"[{part.kind}]" for part in message.media)]
     return words + ["word"] * 60 if "long" in words else words
+
+
+async def played(script: Iterable[Any], left: asyncio.Event) -> AsyncIterator[bytes]:
+    """A streamed answer: bytes are sent, an asyncio.Event is waited for, an Exception breaks the connection. `left` is
+    set when nobody listens any more."""
+    try:
+        for piece in script:
+            if isinstance(piece, Exception):
+                raise piece
+            if isinstance(piece, asyncio.Event):
+                await piece.wait()
+            else:
+                yield piece
+    finally:
+        left.set()

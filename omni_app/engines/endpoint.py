@@ -10,7 +10,7 @@ from omni_app import wire
 from omni_app.conversation import Event, Message, ReplyOptions
 from omni_app.engines.base import Engine, EngineStatus
 from omni_app.engines.dialects import Dialect, recognise
-from omni_app.engines.openai_compatible import MODELS, OpenAICompatibleEngine, chosen
+from omni_app.engines.openai_compatible import OpenAICompatibleEngine
 from omni_app.engines.vllm_omni import VllmOmniEngine
 from omni_app.errors import EngineUnavailable, OmniError
 from omni_app.settings import Settings
@@ -63,7 +63,6 @@ class EndpointEngine:
         return self._engine
 
     async def _dialect(self) -> Dialect:
-        await self._server.wait_until_ready(MODELS, tries=self._tries, pause_s=self._pause_s)
-        listed = await self._server.json(MODELS)
-        entry, _ = chosen(listed, self._settings.endpoint_model.strip(), self._server.shown)
+        await self._server.wait_until_ready(wire.MODELS, tries=self._tries, pause_s=self._pause_s)
+        entry, _ = await self._server.listed_model()
         return await recognise(self._server, entry)

@@ -26,7 +26,6 @@ from omni_app.settings import Settings
 NAME = "openai-compatible"
 PROBE_S = 60.0
 """Longest wait for the answer to one probe; the first request of a server may compile its kernels."""
-MODELS = "/v1/models"
 MOST_WORDS = 50
 """Characters of a server's refusal that the header of the page repeats."""
 
@@ -99,7 +98,7 @@ class OpenAICompatibleEngine:
         return self._served
 
     async def _asked(self) -> Served:
-        entry, others = await self._entry(MODELS)
+        entry, others = await self._entry(wire.MODELS)
         dialect = await recognise(self._server, entry)
         if dialect is OWN:  # it lists its model before that is loaded, and cannot tell its voices until then
             entry, others = await self._entry("/health")
@@ -110,20 +109,7 @@ class OpenAICompatibleEngine:
     async def _entry(self, ready: str) -> tuple[Mapping[str, object], int]:
         """The model's entry, and how many others there are, once the page `ready` answers."""
         await self._server.wait_until_ready(ready, tries=self._tries, pause_s=self._pause_s)
-        return chosen(await self._server.json(MODELS), self._wanted, self._server.shown)
-
-
-def chosen(listed: object, wanted: str, server: str) -> tuple[Mapping[str, object], int]:
-    """The `/v1/models` entry to talk to, and how many others there are. Raises EngineUnavailable."""
-    data = listed.get("data") if isinstance(listed, Mapping) else None
-    entries = [one for one in data if isinstance(one, Mapping)] if isinstance(data, list) else []
-    named = {one["id"]: one for one in entries if isinstance(one.get("id"), str)}
-    if not named:
-        raise EngineUnavailable(f"The server at {server} lists no model, so it is no chat server (GET {MODELS}).")
-    if wanted and wanted not in named:
-        known = ", ".join(sorted(named)[:10])
-        raise EngineUnavailable(f"The server at {server} has no model {wanted} (OMNI_ENDPOINT_MODEL). It has: {known}.")
-    return named[wanted] if wanted else next(iter(named.values())), len(named) - 1
+        return await self._server.listed_model()
 
 
 def _shown(model: str) -> str:

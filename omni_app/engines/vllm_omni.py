@@ -94,11 +94,7 @@ class VllmOmniEngine:
         await self._server.close()
 
     async def _ask_what_is_served(self) -> Served:
-        listed = await self._server.json("/v1/models")
-        entries = listed.get("data") if isinstance(listed, Mapping) else None
-        entry = entries[0] if isinstance(entries, list) and entries else None
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), str):
-            raise EngineUnavailable(f"The server at {self._server.shown} lists no model; it is not a vllm-omni server.")
+        entry, _ = await self._server.listed_model()
         self._served = await anyio.to_thread.run_sync(_served, entry)
         return self._served
 

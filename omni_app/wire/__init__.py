@@ -17,7 +17,7 @@ One addition of ours: what the engine understood of the user's sound goes out as
 whose delta is empty (streaming), or on the body (not streaming). Clients that do not know it see an empty delta.
 """
 
-from omni_app.wire.connection import Connection, NotServed
+from omni_app.wire.connection import MODELS, Connection, NotServed
 from omni_app.wire.decode import ReplyDecoder, decode_body
 from omni_app.wire.encode import DONE, ReplyEncoder, completion_body
 from omni_app.wire.faults import error_body, error_from, error_in_stream, words_in
@@ -27,6 +27,7 @@ from omni_app.wire.sending import DEFAULT_MAX_TOKENS, build_request, content_of,
 __all__ = [
     "DEFAULT_MAX_TOKENS",
     "DONE",
+    "MODELS",
     "ChatRequest",
     "Connection",
     "MediaRef",

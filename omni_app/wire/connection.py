@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 import httpx
@@ -19,6 +19,7 @@ from omni_app.wire.faults import error_from
 CONNECT_S = 10.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHAT = "/v1/chat/completions"
+MODELS = "/v1/models"
 
 
 class NotServed(EngineUnavailable):
@@ -33,6 +34,7 @@ class Connection:
         it becomes the port of the address."""
         self._endpoint = settings.endpoint.strip().rstrip("/").removesuffix("/v1")
         self._key = settings.api_key.get_secret_value().strip()
+        self._wanted = settings.endpoint_model.strip()
         self._silence_s = settings.silence_seconds
         self._start_with = start_with
         self._client: httpx.AsyncClient | None = None
@@ -81,6 +83,10 @@ class Connection:
             raise self.refused(response.status_code, response.content)
         return parsed(response.content)
 
+    async def listed_model(self) -> tuple[Mapping[str, object], int]:
+        """The entry of the model to talk to, and how many others there are. Raises EngineUnavailable."""
+        return _chosen(await self.json(MODELS), self._wanted, self.shown)
+
     async def reply(self, content: bytes, max_tokens: int | None) -> AsyncGenerator[Event, None]:
         """The answer to a chat request; for `max_tokens` see ReplyDecoder. Closing it closes the connection.
 
@@ -114,9 +120,10 @@ class Connection:
             await client.aclose()
 
     async def _events(self, content: bytes, max_tokens: int | None) -> AsyncGenerator[Event, None]:
-        decoder = ReplyDecoder(max_tokens)
+        decoder, answered = ReplyDecoder(max_tokens), False
         try:
             async with self._http().stream("POST", CHAT, content=content) as response:
+                answered = True
                 if response.status_code != 200:
                     raise self.refused(response.status_code, await response.aread())
                 self.trouble = None
@@ -129,10 +136,10 @@ class Connection:
                         yield event
                     if decoder.done:
                         return
-        except (httpx.ReadError, httpx.RemoteProtocolError):
-            pass  # the connection broke; the decoder knows whether the answer was over
         except httpx.RequestError as error:
-            raise self._unreachable(error) from error
+            # Once it answers, the decoder knows whether the answer was over when the connection broke.
+            if not (answered and isinstance(error, httpx.ReadError | httpx.RemoteProtocolError)):
+                raise self._unreachable(error) from error
         for event in decoder.close():
             yield event
 
@@ -156,6 +163,19 @@ class Connection:
         start = f"Start it there with `{self._start_with.format(port=port)}`" if self._start_with else "Start it there"
         self.trouble = f"The model's server at {self.shown} {what}. {start}, or set OMNI_ENDPOINT to where it runs."
         return EngineUnavailable(self.trouble)
+
+
+def _chosen(listed: object, wanted: str, server: str) -> tuple[Mapping[str, object], int]:
+    """The `/v1/models` entry to talk to, and how many others there are. Raises EngineUnavailable."""
+    data = listed.get("data") if isinstance(listed, Mapping) else None
+    entries = [one for one in data if isinstance(one, Mapping)] if isinstance(data, list) else []
+    named = {one["id"]: one for one in entries if isinstance(one.get("id"), str)}
+    if not named:
+        raise EngineUnavailable(f"The server at {server} lists no model, so it is no chat server (GET {MODELS}).")
+    if wanted and wanted not in named:
+        known = ", ".join(sorted(named)[:10])
+        raise EngineUnavailable(f"The server at {server} has no model {wanted} (OMNI_ENDPOINT_MODEL). It has: {known}.")
+    return named[wanted] if wanted else next(iter(named.values())), len(named) - 1
 
 
 def parsed(body: bytes) -> object:

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import wave
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from omni_app.conversation import AudioDelta, Event, Message, ReplyEnd, ReplyOpt
 from omni_app.engines.endpoint import EndpointEngine
 from omni_app.engines.openai_compatible import OpenAICompatibleEngine
 from omni_app.errors import OmniError
+from tests.scripted import played
 
 AnyEngine = OpenAICompatibleEngine | EndpointEngine
 HI = [Message.of("user", "hi")]
@@ -102,24 +103,12 @@ class ScriptedServer:
         if isinstance(self.script, Response):
             return self.script
         if self.script is not None:
-            return StreamingResponse(self._scripted(), media_type="text/event-stream")
+            return StreamingResponse(played(self.script, self.left), media_type="text/event-stream")
         if no := self.refuse(body):
             return no
         if body.get("stream"):
             return StreamingResponse(map(bytes, self.chunks(body)), media_type="text/event-stream")
         return JSONResponse(self.whole(body))
-
-    async def _scripted(self) -> AsyncIterator[bytes]:
-        try:
-            for piece in self.script:
-                if isinstance(piece, Exception):
-                    raise piece
-                if isinstance(piece, asyncio.Event):
-                    await piece.wait()
-                else:
-                    yield piece
-        finally:
-            self.left.set()
 
     def refuse(self, body: Mapping[str, Any]) -> Response | None:
         missing = [kind for kind in kinds_in(body) if kind not in self.kinds]

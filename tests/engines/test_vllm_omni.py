@@ -14,6 +14,7 @@ from omni_app.conversation import AudioDelta, Event, Message, Part, ReplyEnd, Re
 from omni_app.engines.vllm_omni import PUBLISHED_VOICES, VllmOmniEngine
 from omni_app.errors import BadRequest, EngineAtCapacity, EngineFailed, EngineUnavailable, MediaRejected, OmniError
 from omni_app.settings import Settings
+from tests.scripted import played
 
 pytestmark = pytest.mark.anyio
 
@@ -64,19 +65,7 @@ class ScriptedServer:
         self.bodies.append(await request.json())
         if isinstance(self.chat[0], Response):
             return self.chat[0]
-        return StreamingResponse(self._stream(), media_type="text/event-stream")
-
-    async def _stream(self) -> AsyncIterator[bytes]:
-        try:
-            for piece in self.chat:
-                if isinstance(piece, Exception):
-                    raise piece
-                if isinstance(piece, asyncio.Event):
-                    await piece.wait()
-                else:
-                    yield piece
-        finally:
-            self.left.set()
+        return StreamingResponse(played(self.chat, self.left), media_type="text/event-stream")
 
 
 @pytest.fixture
@@ -164,7 +153,7 @@ class TestStart:
     async def test_a_server_of_another_kind(self, connect: Any, models: Any) -> None:
         server = ScriptedServer()
         server.models = JSONResponse(models)
-        with pytest.raises(EngineUnavailable, match="not a vllm-omni server"):
+        with pytest.raises(EngineUnavailable, match="lists no model"):
             await (await connect(server)).start()
 
     async def test_voices_of_a_model_folder(self, connect: Any, tmp_path: Path) -> None:
@@ -188,6 +177,16 @@ class TestStart:
         assert "published" in engine.status().why
         assert (await outcome(engine, voice="new-one"))[1] is None
         assert server.bodies[0]["voice"] == "new-one"
+
+    async def test_the_model_that_the_settings_name(self, connect: Any) -> None:
+        server = ScriptedServer()
+        server.models = JSONResponse({"data": [{"id": "first"}, {"id": "second"}]})
+        engine = await connect(server, endpoint_model="second")
+        await engine.start()
+        assert engine.status().model == "second"
+        engine = await connect(server, endpoint_model="third")
+        with pytest.raises(EngineUnavailable, match="no model third"):
+            await engine.start()
 
 
 class TestReply:

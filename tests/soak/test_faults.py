@@ -66,7 +66,7 @@ async def test_a_server_killed_in_mid_answer_is_told_and_used_again_when_it_is_b
             assert text.startswith("echo: slow long")
             assert "closed the connection in the middle of the answer" in error
             _, error = await told(runner, SHORT)
-            assert "The model's server" in error
+            assert "cannot be reached" in error
             with running(port=port):
                 assert await back(runner) == "echo: are you back "
 
