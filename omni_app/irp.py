@@ -9,6 +9,7 @@ import http.client
 import importlib.util
 import itertools
 import json
+import logging
 import queue
 import re
 import socket
@@ -146,7 +147,7 @@ def _refusal(status: Any, body: bytes) -> Trouble:
     found = re.search(r'"(?:message|detail|error)":\s*"((?:[^"\\]|\\.)*)"', text := body.decode("utf-8", "replace"))
     said = " ".join((found[1].replace('\\"', '"') if found else text).split())[:200]
     what = {401: "refused the api_key", 429: "answers as many as it can", 503: "is not ready"}
-    return Trouble(f"The server {what.get(status, 'did not answer')} (HTTP {status}): {said}")
+    return Trouble(f"The server {what.get(status, 'did not answer')} (HTTP {status}){f': {said}' if said else '.'}")
 
 
 class Reply:
@@ -216,7 +217,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         self.temperature, self.last_speech = self.config["temperature"], ""
         self.model_path = self.config["endpoint"]  # its presence tells SAGE's pool not to ask Ollama about us
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._number, self._memory = itertools.count(), (0.0, dict[str, Any]())
+        self._number, self._memory = itertools.cycle(range(SPEECH_KEPT)), (0.0, dict[str, Any]())
 
     def init_state(self, x0: Any, task_ctx: Any = None) -> Any:
         x: dict[str, Any] = {"messages": [], "draft": "", "response": "", "change": 1.0, "error": "", "speech": ""}
@@ -239,7 +240,6 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
             x |= {"change": 0.0, "error": ""}
         elif x["messages"]:
             noise = (lambda: noise_schedule(state.step_idx)) if callable(noise_schedule) else noise_schedule
-            noise = self.temperature if noise is None else noise
             again = [{"role": "assistant", "content": draft}, {"role": "user", "content": self.config["refine_prompt"]}]
             reply = self._ask(x["messages"] + again * bool(draft), temperature=noise, speech=self.config["speech"])
             reply.error = reply.error or "" if reply.answer else f"{TAG}The model said nothing.]"
@@ -281,10 +281,12 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
             return False
 
     def _ask(self, messages: Any, **fields: Any) -> Reply:
-        reply = Reply()
+        reply, self.last_speech = Reply(), ""
         try:
             collections.deque(self._chat(messages, reply, stream=bool(fields.get("speech")), **fields), maxlen=0)
             reply.speech = self.last_speech = self._keep(reply)
+        except OSError as error:  # those of the network come as Trouble; the text stays
+            logging.getLogger(__name__).warning("The speech of an answer could not be written (%s).", error)
         except CAUGHT as error:
             reply.error = f"{TAG}{error}]"
         reply.answer = reply.error or reply.text.strip()
@@ -294,8 +296,8 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         task = messages if isinstance(messages, list) else self._task(messages)
         calls = [[_call(*one) for one in enumerate(message.get("tool_calls") or ())] for message in task]
         told = [{**message, "tool_calls": made} if made else message for message, made in zip(task, calls, strict=True)]
-        fields = {key: value() if callable(value) else value for key, value in fields.items()}
-        given = {"temperature": self.temperature, "voice": self.config["voice"] or None, **fields}
+        asked = {key: value() if callable(value) else value for key, value in fields.items() if value is not None}
+        given = {"temperature": self.temperature, "voice": self.config["voice"] or None, **asked}
         body = {
             "model": self.model_name or self._served(), "stream": stream, "max_tokens": self.max_response_tokens,
             "messages": [message for message in told if not str(message.get("content")).startswith(TAG)],
@@ -325,8 +327,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         if not reply.pcm:
             return ""
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="omni-irp-")
-        folder = self.config["speech_folder"] or self._folder.name
-        path = Path(folder, f"speech-{id(self):x}-{next(self._number) % SPEECH_KEPT}.wav")
+        path = Path(self.config["speech_folder"] or self._folder.name, f"speech-{id(self):x}-{next(self._number)}.wav")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file, wave.open(file, "wb") as wav:
             wav.setparams((1, 2, reply.rate, 0, "NONE", ""))
@@ -344,8 +345,9 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         return self._memory[1]
 
     def _served(self) -> str:
-        found = re.search(r'"id":\s*"([^"]+)"', self._get("/v1/models").decode("utf-8", "replace"))
-        return found[1] if found else "default"
+        return str(
+            (re.findall(r'"id":\s*"([^"]+)"', self._get("/v1/models").decode(errors="replace")) or ["default"])[0]
+        )
 
     def _get(self, path: str) -> bytes:
         return b"".join(self._http(path, None, bytes))

@@ -305,12 +305,15 @@ class TestSenses:
         assert said == b"".join(one.pcm for one in events if isinstance(one, AudioDelta))
         assert state.x["error"] == ""
 
-    def test_speech_that_cannot_be_kept(self, irp: ModuleType, serving: Serving, tmp_path: Path) -> None:
+    def test_speech_that_cannot_be_kept_costs_no_text(
+        self, irp: ModuleType, serving: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         stream = event("Hi.") + event("AAAA", "audio", "stop") + b"data: [DONE]\n\n"
         (tmp_path / "file").touch()
         config = {"speech": True, "speech_folder": str(tmp_path / "file")}
         plugin = irp.OmniIRP({"endpoint": serving(lambda request: stream).address, **config})
-        assert "file" in plugin.get_response("x")
+        assert (plugin.get_response("x"), plugin.last_speech) == ("Hi.", "")
+        assert "could not be written" in caplog.text
 
     def test_folder_for_speech_is_made(self, irp: ModuleType, serving: Serving, tmp_path: Path) -> None:
         stream = event("Hi.") + event("AAAA", "audio", "stop") + b"data: [DONE]\n\n"
