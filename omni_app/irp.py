@@ -1,6 +1,5 @@
 """SAGE's IRP plugin for Qwen3-Omni: `OmniIRP`. One file, standard library only, loaded by its path; see docs/irp.md.
-SAGE does not put the file into `sys.modules`, where dataclasses with `from __future__ import annotations` would look.
-"""
+SAGE does not put the file into `sys.modules`, where dataclasses with `from __future__ import annotations` would look."""
 
 import base64
 import collections
@@ -345,9 +344,8 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         return self._memory[1]
 
     def _served(self) -> str:
-        return str(
-            (re.findall(r'"id":\s*"([^"]+)"', self._get("/v1/models").decode(errors="replace")) or ["default"])[0]
-        )
+        found = re.search(r'"id":\s*"([^"]+)"', self._get("/v1/models").decode("utf-8", "replace"))
+        return found[1] if found else "default"
 
     def _get(self, path: str) -> bytes:
         return b"".join(self._http(path, None, bytes))
