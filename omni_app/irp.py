@@ -1,5 +1,5 @@
 """SAGE's IRP plugin for Qwen3-Omni: `OmniIRP`. One file, standard library only, loaded by its path; see docs/irp.md.
-SAGE does not put the file into `sys.modules`, where dataclasses with `from __future__ import annotations` would look."""
+SAGE puts the file not into `sys.modules`, where dataclasses with `from __future__ import annotations` would look."""
 
 import base64
 import collections
