@@ -51,8 +51,10 @@ class App:
 
     def leftovers(self) -> list[Path]:
         """Every file of the two folders except what visitors keep."""
-        inside = [*self.data.rglob("*"), *self.temporary.rglob("*")]
-        return [path for path in inside if path.is_file() and KEPT not in path.relative_to(path.parents[-2]).parts]
+        # unlike rglob, os.walk goes on when a folder is removed while it looks
+        walked = [*os.walk(self.data), *os.walk(self.temporary)]
+        inside = [Path(folder, name) for folder, _, names in walked for name in names]
+        return [path for path in inside if KEPT not in path.parts]
 
 
 @contextlib.contextmanager
