@@ -13,7 +13,7 @@ from omni_app import engines, pins
 from omni_app.engines.builtin import assets
 from omni_app.errors import AssetUnavailable, BadRequest, OmniError
 from omni_app.hardware import GIB, Gpu, Machine
-from omni_app.server import checkpoint, kernels, profile
+from omni_app.server import checkpoint, kernels, prepare, profile
 from omni_app.server.profile import Wishes
 from omni_app.server.state import ServerState
 from omni_app.settings import Settings
@@ -207,16 +207,21 @@ def _reached(endpoint: str, key: str) -> Finding:
 
 
 def model(patient: Patient) -> Iterator[Finding]:
-    if not patient.state.model:
+    """Of the model that shall be served from the start, else of the one that was served last."""
+    state, named = patient.state, patient.settings.serve_model or patient.state.model
+    if not named:
         yield Finding("model folder", "none yet", "no model was served from here; `python -m omni_app serve FOLDER`")
         return
-    folder = Path(patient.state.model)
+    folder = Path(named)
     try:
+        folder = prepare.absolute(folder)
         found = checkpoint.read(folder)
         size = sum(part.size for part in found.parts.values()) / GIB
         yield Finding("model folder", str(folder), f"whole: {size:.1f} GiB, {found.thinker_format.upper()} thinker")
-        if patient.state.works:
-            yield Finding("model in memory", patient.state.status, patient.state.message or "its server runs")
+        if state.works and state.model == str(folder):
+            yield Finding("model in memory", state.status, state.message or "its server runs")
+        elif state.works:
+            yield Finding("model in memory", "another one", f"{state.model} is {state.status}; stop it first", "warn")
         else:
             plan = profile.plan(patient.machine, found, Wishes(speech=found.speaks))
             yield Finding("model in memory", f"fits {plan.contexts} full conversations", plan.memory)

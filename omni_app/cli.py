@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +53,7 @@ class Serve(Settings):
         order = prepare.Order(self.model, wishes, self.deploy_config, _split(self.vllm_args))
         if not self.only_plan:
             foreground.clear(self)
-        prepared = prepare.prepare(self, order)
+        prepared = prepare.prepare(self, order, self.only_plan)
         print("\n".join(prepared.lines()), flush=True)
         if not self.only_plan:
             foreground.serve(self, prepared)
@@ -166,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         CliApp.run_subcommand(CliApp.run(Command, cli_args=given), cli_exit_on_error=False)
+        sys.stdout.flush()
     except SettingsError as error:
         return _complain(f"{str(error).removeprefix('error parsing CLI: ')}. See {_command(given)} --help.", 2)
     except ValidationError as error:
@@ -174,9 +177,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return _unread()
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def _unread() -> int:
+    """Whoever read our output, such as `head`, has had enough: end as other programs do, without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+    return 128 + signal.SIGPIPE
 
 
 def _complain(sentence: str, status: int) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +21,7 @@ from omni_app import doctor, pins
 from omni_app.doctor import Finding
 from omni_app.engines.builtin import assets
 from omni_app.hardware import GIB, Fact, Machine
+from omni_app.server import process
 from omni_app.server.state import ServerFolder, ServerState
 from omni_app.settings import Settings
 from tests.server import model_folder
@@ -194,6 +199,31 @@ def test_the_model_that_was_served_last(examine: Examine, tmp_path: Path) -> Non
     refused = examine(MACHINES["32"])["model folder"]
     assert refused.level == "warn"
     assert "does not fit" in refused.reason
+
+
+def test_the_model_that_shall_be_served_goes_before_the_last_one(examine: Examine, tmp_path: Path) -> None:
+    serve_before(tmp_path, model_folder.make(tmp_path / "last", "nvfp4"))
+    wanted = model_folder.make(tmp_path / "wanted", "bf16")
+    found = examine(serve_model=str(wanted))
+    assert found["model folder"].value == str(wanted)
+    assert "BF16 thinker" in found["model folder"].reason
+    assert "no user" in examine(serve_model="~nobody-here/model")["model folder"].reason
+
+
+def test_a_model_that_shall_be_served_while_another_one_is(examine: Examine, tmp_path: Path) -> None:
+    wanted = model_folder.make(tmp_path / "wanted", "nvfp4")
+    serve_before(tmp_path, Path("/models/other"), status="ready", supervisor=process.identify(os.getpid()))
+    assert "/models/other is ready; stop it first" in examine(serve_model=str(wanted))["model in memory"].reason
+
+
+def test_a_reader_who_has_had_enough_gets_no_complaint(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "omni_app", "doctor", "--json", f"--data-dir={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asked:
+        assert asked.stdout is not None
+        asked.stdout.close()
+        assert asked.stderr is not None
+        assert asked.stderr.read() == ""
+    assert asked.returncode == 128 + signal.SIGPIPE
 
 
 def test_a_model_folder_that_was_damaged_since(examine: Examine, tmp_path: Path) -> None:

@@ -156,14 +156,20 @@ def _missing_files(folder: Path) -> Iterator[str]:
     has = {path.name for path in folder.iterdir()}
     if not ("tokenizer.json" in has or {"vocab.json", "merges.txt"} <= has):
         yield "The tokenizer is missing: copy tokenizer.json and tokenizer_config.json from the original model."
-    in_tokenizer = (_json(folder / "tokenizer_config.json") or {}).get("chat_template")
-    if not ({"chat_template.json", "chat_template.jinja"} & has or in_tokenizer):
+    if not _has_template(folder):
         yield (
             "The chat template is missing, and without it pictures and sound would be dropped: "
             "copy chat_template.json from the original model."
         )
     if "preprocessor_config.json" not in has:
         yield "preprocessor_config.json is missing, so media cannot be read: copy it from the original model."
+
+
+def _has_template(folder: Path) -> bool:
+    """Whether there is a chat template with something in it, in any of the three places where one may be."""
+    inside = (_json(folder / name) or {} for name in ("chat_template.json", "tokenizer_config.json"))
+    jinja = folder / "chat_template.jinja"
+    return any(one.get("chat_template") for one in inside) or (jinja.is_file() and jinja.stat().st_size > 0)
 
 
 def _quantization(folder: Path, raw: Mapping[str, Any]) -> Quantization:

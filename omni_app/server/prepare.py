@@ -20,6 +20,17 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MEDIA = "visitors"
 """The folder of the data in which visitors' media lie (`ui.store.VISITORS`)."""
 _FAST_START = Path(__file__).with_name("fast_start.py")
+_INSTEAD = {
+    "--host": "say --serve-host instead",
+    "--port": "say --serve-port instead",
+    "--deploy-config": "say --deploy-config outside of it",
+    "--allowed-local-media-path": "that folder follows from --data-dir",
+    "--api-key": "set OMNI_API_KEY instead",
+    "--uds": "the server must listen on --serve-host and --serve-port",
+    "--ssl-keyfile": "the server is reached by HTTP; put a proxy with the certificate in front of it",
+    "--ssl-certfile": "the server is reached by HTTP; put a proxy with the certificate in front of it",
+}
+"""Arguments of `vllm serve` that we give ourselves and rely on afterwards, and what to do about each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +50,27 @@ class Prepared:
 
     launch: Launch
     plan: Plan | None
+    lacks: str = ""
+    """What must be done before it can begin after all; empty for nothing."""
 
     def lines(self) -> list[str]:
         """The plan for people: memory, warnings, YAML, command."""
         plan = self.plan
         told = [*plan.table(), *(f"Mind: {warning}" for warning in plan.warnings), "", plan.text] if plan else []
-        return [*told, shlex.join(self.launch.argv)]
+        return [*told, shlex.join(self.launch.argv), *([f"Mind: {self.lacks}"] if self.lacks else [])]
 
 
-def prepare(settings: Settings, order: Order) -> Prepared:
-    """Raises BadRequest and EngineUnavailable for what would otherwise fail minutes later."""
-    vllm = executable(settings.serve_venv.expanduser().absolute())
-    model = _absolute(order.model)
+def prepare(settings: Settings, order: Order, only_plan: bool = False) -> Prepared:
+    """Raises BadRequest and EngineUnavailable for what would otherwise fail minutes later.
+
+    For a plan alone the server's environment may be missing.
+    """
+    _check_arguments(order.vllm_args)
+    vllm = settings.serve_venv.expanduser().absolute() / "bin" / "vllm"
+    lacks = "" if vllm.is_file() else _not_installed(vllm)
+    if lacks and not only_plan:
+        raise EngineUnavailable(lacks)
+    model = absolute(order.model)
     plan = None if order.deploy_config else _plan(model, order.wishes)
     deploy = _existing(order.deploy_config) if order.deploy_config else _deploy_file(settings)
     media = _media(settings)
@@ -66,7 +86,15 @@ def prepare(settings: Settings, order: Order) -> Prepared:
         order.wishes.speech, order.wishes.users, plan.text if plan else "", plan.memory if plan else "",
         str(media or ""),
     )  # fmt: skip
-    return Prepared(launch, plan)
+    return Prepared(launch, plan, lacks)
+
+
+def _check_arguments(given: tuple[str, ...]) -> None:
+    """Raises BadRequest for what would make the server listen or ask elsewhere than we do."""
+    for argument in given:
+        name = argument.partition("=")[0].replace("_", "-")
+        if instead := _INSTEAD.get(name):
+            raise BadRequest(f"--vllm-args cannot hold {name}: {instead}.")
 
 
 def _program(vllm: Path, plan: Plan | None) -> tuple[str, ...]:
@@ -95,7 +123,7 @@ def _plan(model: Path, wishes: Wishes) -> Plan:
     return profile.plan(hardware.detect(), checkpoint.read(model), wishes)
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError as error:
@@ -103,7 +131,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _existing(file: Path) -> Path:
-    path = _absolute(file)
+    path = absolute(file)
     if not path.is_file():
         raise BadRequest(f"The deploy file {path} does not exist. Check --deploy-config.")
     return path
@@ -113,12 +141,8 @@ def _deploy_file(settings: Settings) -> Path:
     return ServerFolder(settings.data_dir.expanduser().absolute()).deploy
 
 
-def executable(venv: Path) -> Path:
-    """The `vllm` command of the server's environment. Raises EngineUnavailable."""
-    found = venv / "bin" / "vllm"
-    if not found.is_file():
-        raise EngineUnavailable(f"vLLM is not installed in {venv}. Build that environment with `make serve`.")
-    return found
+def _not_installed(vllm: Path) -> str:
+    return f"vLLM is not installed in {vllm.parent.parent}. Build that environment with `make serve`."
 
 
 def _environment(vllm: Path, planned: Mapping[str, str], key: str) -> dict[str, str]:

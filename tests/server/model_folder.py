@@ -124,8 +124,9 @@ def make(folder: Path, kind: str, change: Callable[[str], Scheme | None] = lambd
     """A folder that looks whole: config, tokenizer, template, index, and sparse weight files."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config(kind != "bf16")))
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         (folder / name).write_text("{}")
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(_shards(tensors(kind, change))):
         file = f"model-{number:05d}.safetensors"

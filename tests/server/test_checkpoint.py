@@ -168,6 +168,14 @@ def test_a_chat_template_inside_the_tokenizer_is_enough(copied: Callable[..., Pa
     assert checkpoint.read(folder).speaks
 
 
+@pytest.mark.parametrize("name", ["chat_template.json", "chat_template.jinja"])
+def test_an_empty_chat_template_is_none(copied: Callable[..., Path], name: str) -> None:
+    folder = copied()
+    (folder / "chat_template.json").unlink()
+    (folder / name).write_text("{}" if name.endswith("json") else "")
+    assert "chat template is missing" in said(folder)
+
+
 def test_no_weights(copied: Callable[..., Path]) -> None:
     folder = copied()
     for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:

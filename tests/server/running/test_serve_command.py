@@ -128,7 +128,12 @@ def test_a_second_start_is_told_of_the_first_whatever_memory_that_took(
 
 @pytest.mark.parametrize(
     ("changed", "says"),
-    [(["--vllm-args", '"'], "--vllm-args cannot be read"), (["--deploy-config", "~nobody-here/own.yaml"], "no user")],
+    [
+        (["--vllm-args", '"'], "--vllm-args cannot be read"),
+        (["--vllm-args=--port 9000"], "say --serve-port instead"),
+        (["--vllm-args=--enforce-eager --api_key=secret"], "set OMNI_API_KEY instead"),
+        (["--deploy-config", "~nobody-here/own.yaml"], "no user"),
+    ],
 )
 def test_arguments_that_cannot_be_read(
     arguments: list[str], changed: list[str], says: str, capsys: pytest.CaptureFixture[str]
@@ -189,6 +194,19 @@ def test_a_quick_start_runs_the_servers_python_on_our_switches(
         assert "Quick start: no-sampler-warm-up (99 s less" in "\n".join(prepared.lines())
     else:
         assert argv[:2] == (f"{venv}/bin/vllm", "serve")
+
+
+@pytest.mark.usefixtures("h100")
+def test_a_plan_alone_needs_no_environment(
+    tmp_path: Path, folder_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["serve", str(folder_of("nvfp4")), f"--data-dir={tmp_path}", f"--serve-venv={tmp_path}/none"]
+    assert cli.main([*given, "--only-plan"]) == 0
+    said = capsys.readouterr().out
+    assert "GPU 0:" in said
+    assert said.splitlines()[-1].startswith(f"Mind: vLLM is not installed in {tmp_path}/none.")
+    assert cli.main(given) == 1
+    assert "make serve" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("host", "allowed"), [("127.0.0.1", True), ("0.0.0.0", False)])
