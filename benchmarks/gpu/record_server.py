@@ -148,7 +148,8 @@ def error_requests(server: Server) -> dict[str, tuple[str, str, str | Json | Non
         "input_audio": {"data": base64.b64encode(tone(0.01, 440.0)).decode(), "format": "wav"},
     }
     local_file = {"type": "image_url", "image_url": {"url": "file:///etc/hostname"}}
-    cases: dict[str, tuple[str, str, str | Json | None]] = {
+    far_picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
+    return {
         "bad_modality": ("POST", path, good | {"modalities": ["video"]}),
         "modalities_not_a_list": ("POST", path, good | {"modalities": "text"}),
         "bad_voice": ("POST", path, spoken | {"voice": "nobody"}),
@@ -171,16 +172,7 @@ def error_requests(server: Server) -> dict[str, tuple[str, str, str | Json | Non
         "broken_sound": ("POST", path, good | {"messages": asking([bad_sound, text_part("?")])}),
         "too_short_sound": ("POST", path, good | {"messages": asking([short_sound, text_part("?")])}),
         "local_file_not_allowed": ("POST", path, good | {"messages": asking([local_file, text_part("?")])}),
-        "unreachable_picture": (
-            "POST",
-            path,
-            good
-            | {
-                "messages": asking(
-                    [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}, text_part("?")]
-                )
-            },
-        ),
+        "unreachable_picture": ("POST", path, good | {"messages": asking([far_picture, text_part("?")])}),
         "logprobs_not_bool": ("POST", path, good | {"logprobs": 3}),
         "completions": ("POST", "/v1/completions", {"model": server.model, "prompt": "hi", "max_tokens": 4}),
         "speech": ("POST", "/v1/audio/speech", {"model": server.model, "input": "hi", "voice": "ethan"}),
@@ -188,7 +180,6 @@ def error_requests(server: Server) -> dict[str, tuple[str, str, str | Json | Non
         "unknown_path": ("GET", "/v1/nothing", None),
         "wrong_method": ("GET", path, None),
     }
-    return cases
 
 
 def kept(headers: dict[str, str]) -> dict[str, str]:
