@@ -15,6 +15,7 @@ BEGIN_SECONDS = 30.0
 LOG_BYTES = 20_000
 
 Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+Task = Literal["quantize", "convert", "verify"]
 LIVE: tuple[Status, ...] = ("queued", "running")
 
 
@@ -38,8 +39,11 @@ class Recipe(Told):
 class Request(Told):
     source: str
     output: str
-    recipe: Recipe
+    """What can be served afterwards: the folder that is made, or the one that is verified."""
+    recipe: Recipe | None
     calibration: str = ""
+    task: Task = "quantize"
+    original: str = ""
 
 
 class State(Told):
@@ -175,8 +179,9 @@ class Job:
 
     @property
     def card(self) -> str:
-        """The model card of a finished result, in Markdown; empty where there is none."""
-        text = _text(Path(self.request.output) / "README.md")
+        """The model card of a finished result, in Markdown; empty where there is none, or somebody else's."""
+        request = self.request
+        text = "" if request.task == "verify" else _text(Path(request.output) / "README.md")
         return text.split("\n---\n", 1)[-1].strip() if text.startswith("---\n") else text
 
 

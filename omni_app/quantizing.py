@@ -86,6 +86,37 @@ class Estimate(Told):
     """Why it does not fit here; empty: it fits."""
 
 
+class Coverage(Told):
+    """Of one part: weights, scales left out."""
+
+    label: str
+    weights: int
+    quantized: int
+    kinds: tuple[str, ...]
+
+
+class Declared(Told):
+    producer: str
+
+
+class Inspection(Told):
+    """What a model folder holds; quantize/modelopt.py tells what each field means."""
+
+    quantizer: str
+    """Empty for a model that is not quantized."""
+    weights: int
+    covered: float
+    parts: tuple[Coverage, ...]
+    obstacles: tuple[str, ...]
+    unconvertible: str
+    declared: Declared | None = None
+
+    @property
+    def version(self) -> str:
+        """Of the tool that quantized it, where the files say so."""
+        return self.declared.producer.rpartition(" ")[2] if self.declared else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What somebody asks of the quantizer."""
@@ -132,6 +163,25 @@ class Quantizer:
         told = _ask("start", *order.arguments(), *calibration, f"--jobs={self._jobs}", "--", source, output)
         return Job(Path(told["job"]))
 
+    def inspect(self, source: str) -> Inspection:
+        """From the files' headers. Raises BadRequest for what is no model folder."""
+        return Inspection.model_validate(_ask("inspect", "--", _source(source)))
+
+    def convert(self, source: str, output: str) -> Job:
+        """Put a conversion of ModelOpt's NVFP4 in the queue. Raises BadRequest for what cannot work."""
+        return self._task("convert", "--", _source(source), _absolute(output, "Name the folder for the result."))
+
+    def verify(self, source: str, original: str) -> Job:
+        """Put the verification of a quantized model in the queue. Raises BadRequest for what cannot work.
+
+        original: the model it was made from; empty: it is verified alone.
+        """
+        compared = [f"--original={_source(original)}"] if original.strip() else []
+        return self._task("verify", *compared, "--", _source(source))
+
+    def _task(self, name: str, *arguments: str) -> Job:
+        return Job(Path(_ask("start", f"--task={name}", f"--jobs={self._jobs}", *arguments)["job"]))
+
     def again(self, job: Job) -> None:
         """Go on with a job that ended early. Raises BadRequest."""
         _ask("start", f"--job={job.folder}")
@@ -145,6 +195,10 @@ class Quantizer:
         made = [(Job(path.parent), json.loads(path.read_text())["created"]) for path in self._jobs.glob("*/state.json")]
         return [job for job, _ in sorted(made, key=lambda pair: (pair[1], pair[0].id), reverse=True)]
 
+    def promised(self) -> set[str]:
+        """Folders that living jobs will make."""
+        return {job.request.output for job in self.jobs() if job.state.status in LIVE}
+
     def ahead(self, job: Job) -> int:
         """How many living jobs come before this one."""
         jobs = self.jobs()
@@ -155,12 +209,19 @@ class Quantizer:
 def _source(named: str) -> str:
     """A folder by its whole path; anything else as it stands, for it may be a name on a hub."""
     name = _clean(named, "Name the folder of the model, or the model on the hub.")
-    path = Path(name).expanduser()
+    path = _at_home(name)
     return str(path.absolute()) if path.exists() or name.startswith(("~", ".")) else name
 
 
 def _absolute(named: str, missing: str) -> str:
-    return str(Path(_clean(named, missing)).expanduser().absolute())
+    return str(_at_home(_clean(named, missing)).absolute())
+
+
+def _at_home(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise BadRequest(f"{name} names the folder of a user who is not here; write it out.") from error
 
 
 def _clean(named: str, missing: str) -> str:

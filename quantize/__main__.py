@@ -9,17 +9,20 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
-from quantize import environment, estimate, folder, hub, job, modelopt, plan, push, supervisor
+from quantize import checkpoint, convert, environment, estimate, folder, hub, job, modelopt, plan, push, supervisor
 from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
-from quantize.job import LIVE, Job, Request, Status
+from quantize.job import LIVE, Job, Request, Status, Task
 from quantize.schemes import ALGORITHMS, MIXES, RECIPES, SCHEMES, Recipe
 
 _FOLLOW_SECONDS = 0.25
 _JOBS = Path("data/jobs")
+_MOST_SAMPLES = 100_000
 
 
 def main() -> int:
@@ -28,9 +31,12 @@ def main() -> int:
     try:
         return int(_COMMANDS[found.command](found))
     except QuantizeError as error:
-        print(json.dumps({"error": str(error)}))
-        print(error, file=sys.stderr)
-        return 1
+        why = str(error)
+    except OSError as error:
+        why = f"{error.filename or 'A file'} cannot be used: {error.strerror or error}."
+    print(json.dumps({"error": why}))
+    print(why, file=sys.stderr)
+    return 1
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -41,6 +47,8 @@ def _arguments() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="quantize, verify, publish")
     starting = commands.add_parser("start", help="the same in the background; prints the job")
     for command in (running, starting):
+        command.add_argument("--task", choices=get_args(Task), default="quantize", help="what to do with SOURCE")
+        command.add_argument("--original", help="with --task verify: the model it was made from")
         command.add_argument("source", nargs="?", help="a model folder, or a hub id")
         command.add_argument("output", nargs="?", type=Path)
         command.add_argument("--jobs", type=Path, default=_JOBS, help="where job folders are kept")
@@ -52,7 +60,9 @@ def _arguments() -> argparse.ArgumentParser:
     cancelling.add_argument("job", type=Path)
     verifying = commands.add_parser("verify", help="check a quantized folder, anybody's")
     verifying.add_argument("folder", type=Path)
-    verifying.add_argument("--source", type=Path, help="the model it was made from")
+    verifying.add_argument("--original", "--source", type=Path, help="the model it was made from, to compare with")
+    verifying.add_argument("--measure", action="store_true", help="also run both models: perplexity, agreement, speech")
+    verifying.add_argument("--sounds", type=Path, help="with --measure: the folder that keeps what both models said")
     printing = commands.add_parser("card", help="print the model card of a finished job")
     printing.add_argument("folder", type=Path)
     pushing = commands.add_parser("push", help="upload a finished folder to a hub, with your own login")
@@ -86,6 +96,8 @@ def _recipe(found: argparse.Namespace) -> Recipe:
     base = RECIPES[found.recipe or "weight-only"][0]
     parts = tuple(found.parts.split(",")) if found.parts else base.parts
     samples = base.samples if found.samples is None else found.samples
+    if not 1 <= samples <= _MOST_SAMPLES:
+        raise BadRequest(f"{samples} calibration samples cannot be; take 1 to {_MOST_SAMPLES}.")
     scheme, algorithm = found.scheme or base.scheme, found.algorithm or base.algorithm
     return Recipe(scheme, algorithm, parts, samples, found.group or 0, found.mix or base.mix)
 
@@ -140,8 +152,36 @@ def _existing(path: Path) -> Job:
 
 def _create(found: argparse.Namespace) -> Job:
     """A job that could begin now. What cannot work is refused here rather than after a wait in the queue."""
-    if not found.source or not found.output:
+    if not found.source or not (found.output or found.task == "verify"):
         raise BadRequest(f"Name the model folder and the output folder: python -m quantize {found.command} SOURCE OUT.")
+    request = {"quantize": _quantization, "convert": _conversion, "verify": _verification}[found.task](found)
+    job.require_alone(found.jobs, request)
+    return job.create(found.jobs, request)
+
+
+def _conversion(found: argparse.Namespace) -> Request:
+    source, out = _local(found.source), found.output.absolute()
+    convert.require(source, out)
+    return Request(str(source), str(out), None, task="convert")
+
+
+def _verification(found: argparse.Namespace) -> Request:
+    source, original = _local(found.source), _local(found.original) if found.original else None
+    checkpoint.read(source)
+    if original:
+        checkpoint.read_source(original)
+    return Request(str(source), str(source), None, task="verify", original=str(original or ""))
+
+
+def _local(named: str) -> Path:
+    if hub.is_id(named):
+        raise BadRequest(
+            f"Only a folder on this machine can be checked; fetch it: hf download {named} --local-dir FOLDER."
+        )
+    return Path(named).absolute()
+
+
+def _quantization(found: argparse.Namespace) -> Request:
     source = found.source if hub.is_id(found.source) else str(Path(found.source).absolute())
     out = found.output.absolute()
     model, download = hub.resolve(source, out)
@@ -149,7 +189,7 @@ def _create(found: argparse.Namespace) -> Job:
     folder.require_free(Path(source), out)
     if not any(one.state.status in LIVE for one in job.find(found.jobs)):  # who is ahead holds memory that comes back
         estimate.require(estimate.estimate(made, estimate.machine(out), download))
-    return job.create(found.jobs, Request(source, str(out), made.recipe, _calibration(found.calibration)))
+    return Request(source, str(out), made.recipe, _calibration(found.calibration))
 
 
 def _calibration(named: str) -> str:
@@ -172,8 +212,12 @@ def _follow(one: Job, ended: threading.Event) -> None:
 
 
 def _verify(found: argparse.Namespace) -> int:
-    source = ["--source", str(found.source.absolute())] if found.source else []
-    return _in_environment("quantize.worker", "verify", str(found.folder.absolute()), *source)
+    if (found.measure or found.sounds) and not (found.original and found.measure):
+        raise BadRequest("Measuring runs the original too: name it, with --original MODEL --measure.")
+    original = ["--original", str(found.original.absolute())] if found.original else []
+    with tempfile.TemporaryDirectory() as lost:
+        measure = ["--measure", str((found.sounds or Path(lost)).absolute())] if found.measure else []
+        return _in_environment("quantize.worker", "verify", str(found.folder.absolute()), *original, *measure)
 
 
 def _convert(found: argparse.Namespace) -> int:
@@ -182,7 +226,7 @@ def _convert(found: argparse.Namespace) -> int:
 
 def _in_environment(*arguments: str) -> int:
     """Run a module of ours in the worker's interpreter."""
-    command = [str(environment.ensure(sys.stderr.buffer)), "-m", *arguments]
+    command = [str(environment.built()), "-m", *arguments]
     return subprocess.run(command, cwd=environment.ROOT, env=environment.variables(), check=False).returncode
 
 

@@ -22,6 +22,8 @@ MODELOPT = "hf_quant_config.json"
 """Where ModelOpt writes down what it did."""
 OMNI = "Qwen3OmniMoeForConditionalGeneration"
 _FLOATS = {"BF16": 2, "F16": 2, "F32": 4}
+_WIDTHS = {**_FLOATS, "U8": 1, "I8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
+"""Bytes of one number."""
 _SNAPSHOT = re.compile(r"/models--([^/]+--[^/]+)/snapshots/[^/]+$")
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -41,6 +43,12 @@ class Tensor:
     def count(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def whole(self) -> bool:
+        """Whether its bytes are those of its shape, as far as its type is known here."""
+        width = _WIDTHS.get(self.dtype)
+        return min(self.shape, default=0) >= 0 and (width is None or self.size == self.count * width)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -50,7 +58,8 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
-        return str((self.config.get("architectures") or ["unknown"])[0])
+        named = self.config.get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else ""
 
     @property
     def is_omni(self) -> bool:
@@ -114,11 +123,15 @@ def require_source(found: Checkpoint, name: str, has_modelopt_file: bool) -> Non
         raise ModelUnusable(
             f"{name} is already quantized, and quantizing twice only loses quality; start from the BF16 model."
         )
+    if not found.architecture:
+        raise ModelUnusable(f"config.json of {name} names no architecture; download that file again.")
     if not found.is_omni and not found.architecture.endswith("ForCausalLM"):
         raise ModelUnusable(
-            f"{name} holds a {found.architecture}, which this tool does not know; "
+            f"{name} holds {found.architecture}, which this tool does not know; "
             f"it takes {OMNI} and text models (…ForCausalLM)."
         )
+    if not found.size:
+        raise ModelUnusable(f"The files of {name} hold no weights; download the model again.")
     if odd := next((t for t in found.tensors.values() if t.dtype not in _FLOATS), None):
         raise ModelUnusable(f"{odd.name} is stored as {odd.dtype}, not as BF16; start from the BF16 model.")
     if fused := next((t.name for t in found.tensors.values() if ".experts." in t.name and len(t.shape) == 3), None):
@@ -149,15 +162,23 @@ def without_quantizer(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.is_file():
+    if not _is_file(path):
         raise ModelUnusable(f"{folder} is not a model folder: there is no config.json in it.")
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelUnusable(f"{path} cannot be read as JSON; download that file again.") from error
     if not isinstance(config, dict):
         raise ModelUnusable(f"{path} is not a model's configuration; download that file again.")
     return config
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it can be read to an end: a pipe would be waited for, and a name may be too long to exist."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _files(folder: Path) -> tuple[list[Path], set[str]]:
@@ -171,7 +192,7 @@ def _files(folder: Path) -> tuple[list[Path], set[str]]:
     try:
         names = json.loads(index.read_text())["weight_map"]
         files_of = {str(tensor): str(file) for tensor, file in names.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelUnusable(f"{index} cannot be read; download that file again.") from error
     if strange := next((file for file in files_of.values() if Path(file).name != file), None):
         raise ModelUnusable(f"{INDEX} names a file outside its own folder, {strange}; download the model again.")
@@ -179,6 +200,8 @@ def _files(folder: Path) -> tuple[list[Path], set[str]]:
 
 
 def _header(file: Path) -> Iterator[Tensor]:
+    if file.exists() and not _is_file(file):
+        raise ModelUnusable(f"{file.name} in {file.parent} is no file; download that file again.")
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -190,10 +213,15 @@ def _header(file: Path) -> Iterator[Tensor]:
         shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise ModelUnusable(f"{file.name} is missing in {file.parent}; download that file again.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ModelUnusable(f"{file.name} is not a safetensors file or is damaged; download it again.") from error
     whole = 8 + length + max((end for _, end in spans.values()), default=0)
     if (size := file.stat().st_size) < whole:
         raise ModelUnusable(f"{file.name} is cut off: {size:,} of {whole:,} bytes are there; download that file again.")
     for name, (begin, end) in spans.items():
-        yield Tensor(name, str(header[name]["dtype"]), shapes[name], end - begin, file.name)
+        found = Tensor(name, str(header[name]["dtype"]), shapes[name], end - begin, file.name)
+        if begin < 0 or not found.whole:
+            raise ModelUnusable(
+                f"{file.name} is damaged: {name} does not have the bytes of its shape; download it again."
+            )
+        yield found

@@ -28,6 +28,7 @@ from quantize.formats import Layer
 from quantize.modelopt import Declared
 from quantize.plan import module
 from quantize.progress import Tell, silent
+from quantize.verify.report import Check, Report
 from quantize.weights import Weights
 
 if TYPE_CHECKING:
@@ -59,15 +60,24 @@ class Proof:
         )
 
 
-def convert(source: Path, out: Path, tell: Tell = silent) -> Proof:
+def require(source: Path, out: Path) -> None:
+    """Raises what `convert` would raise before it begins, as far as headers tell."""
+    found, _, _ = _convertible(source)
+    folder.require_free(source, out)
+    _require_room(found, out)
+
+
+def convert(source: Path, out: Path, tell: Tell = silent, reports: Path | None = None) -> Proof:
     """Write `source` as compressed-tensors to `out`, which appears when it is whole and proven.
 
+    reports: a folder that gets the verification too, of a source that is not sound or of the result.
     Raises ModelUnusable for what is not ModelOpt's NVFP4 or not sound, DoesNotFit, BadRequest for a taken name, and
     VerificationFailed where the result is not the same.
     """
+    require(source, out)
     found, said, layers = _convertible(source)
-    verify.verify(source).require()
-    _require_room(found, out)
+    tell("check", 0, 1, "the source")
+    _checked(verify.verify(source), reports).require()
     growing = folder.begin(source, out)
     try:
         with folder.room_told(out):
@@ -75,6 +85,8 @@ def convert(source: Path, out: Path, tell: Tell = silent) -> Proof:
             _describe(found, said, layers, growing, where)
             proof = prove(found, layers, growing, tell)
             report = replace(verify.verify(growing), folder=str(out))
+            same = Check("the same weights", True, proof.sentence())
+            report = _checked(replace(report, checks=(*report.checks, same)), reports)
             report.require()
             verify.write(report, growing)
             (growing / "README.md").write_text(card.converted(found, said.producer, report, proof.sentence()))
@@ -84,23 +96,17 @@ def convert(source: Path, out: Path, tell: Tell = silent) -> Proof:
     return proof
 
 
+def _checked(report: Report, reports: Path | None) -> Report:
+    if reports:
+        verify.write(report, reports)
+    return report
+
+
 def _convertible(source: Path) -> tuple[Checkpoint, Declared, Mapping[str, Layer]]:
     found = checkpoint.read(source)
-    said = modelopt.declared(found)
-    if said is None:
-        raise ModelUnusable(f"{source} was not made by ModelOpt; only its NVFP4 checkpoints are converted.")
-    layers = formats.layers(found.tensors)
-    other = next((layer for layer in layers.values() if layer.kind != "nvfp4"), None)
-    if other or not layers:
-        kind = other.kind.upper() if other else "nothing"
-        raise ModelUnusable(
-            f"{source} holds {kind} ({other.name if other else 'no layer is quantized'}), and only NVFP4 can be "
-            "converted without loss; quantize the BF16 model instead."
-        )
-    if said.kv_cache not in ("", "FP8"):
-        raise ModelUnusable(f"{source} has a KV cache in {said.kv_cache}, which compressed-tensors cannot describe.")
-    if len({"input_scale" in layer.tensors for layer in layers.values()}) > 1:
-        raise ModelUnusable(f"Some layers of {source} have an input_scale and some have none; calibrate it again.")
+    said, layers = modelopt.declared(found), formats.layers(found.tensors)
+    if (why := modelopt.unconvertible(found, said, layers)) or said is None:
+        raise ModelUnusable(why)
     return found, said, layers
 
 
@@ -177,6 +183,7 @@ def prove(found: Checkpoint, layers: Mapping[str, Layer], growing: Path, tell: T
     """Compare both folders as they lie on the disk. Raises VerificationFailed with the first tensor that differs."""
     result = checkpoint.read(growing)
     before, after = Weights(found), Weights(result)
+    tell("verify", 0, len(layers), "tensors that are copied")
     copied = _copied(found, result, layers, before, after)
     identical, greatest = 0, 0.0
     for number, layer in enumerate(layers.values(), 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -41,7 +42,7 @@ def _here() -> bool:
 def ensure(log: BinaryIO, tell: Tell = silent) -> Path:
     """The interpreter, built first if it must be: about 2 GB, a few minutes. Raises QuantizeError if that fails."""
     if ready():
-        return python()
+        return _usable(python())
     venv = ROOT / ".venv-quantize"
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
     steps = (
@@ -49,8 +50,9 @@ def ensure(log: BinaryIO, tell: Tell = silent) -> Path:
         [*pip, *_torch()],
         [*pip, "-r", str(REQUIREMENTS)],
     )
+    names = ("an interpreter of its own", "torch", "llm-compressor and what it needs")
     for number, command in enumerate(steps):
-        tell("environment", number, len(steps), " ".join(command[-2:]))
+        tell("environment", number, len(steps), names[number])
         if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode:
             raise QuantizeError(
                 "The quantizer's environment could not be built (the log says why); "
@@ -59,6 +61,22 @@ def ensure(log: BinaryIO, tell: Tell = silent) -> Path:
     (venv / "ready").touch()
     tell("environment", len(steps), len(steps), "")
     return python()
+
+
+def built() -> Path:
+    """The interpreter, for a command that should not take minutes first. Raises QuantizeError where it is not built."""
+    if not ready():
+        raise QuantizeError(
+            "The quantizer's own environment is not built yet; `make quantize-env` does so (2 GB, some minutes)."
+        )
+    return _usable(python())
+
+
+def _usable(named: Path) -> Path:
+    if shutil.which(named) is None:
+        where = _VARIABLE if _VARIABLE in os.environ else "The quantizer's environment"
+        raise QuantizeError(f"{where} has no interpreter at {named}; mend that, or build it with `make quantize-env`.")
+    return named
 
 
 def _torch() -> list[str]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 _OURS = {"config.json", INDEX, "recipe.yaml", "README.md", "verification.json", "verification.md", MODELOPT}
+_GROWING = ".growing"
+"""In a folder that we began, which may be removed again; somebody's own may be called so too."""
+_NAME_BYTES = 255
 
 
 def partial(out: Path) -> Path:
@@ -29,10 +32,14 @@ def partial(out: Path) -> Path:
 
 def require_free(source: Path, out: Path) -> None:
     """Raises BadRequest where the name is taken, cannot be written, or would touch the source."""
-    if out.exists():
+    if len(os.fsencode(partial(out).name)) > _NAME_BYTES:
+        raise BadRequest(f"{out.name[:40]}… is too long for a folder's name; shorten it.")
+    if os.path.lexists(out):
         raise BadRequest(f"{out} exists already; name another output folder or remove that one.")
     if source.resolve() in [out.resolve(), *out.resolve().parents]:
         raise BadRequest(f"{out} lies inside the source folder, which is never written to; name another place.")
+    if partial(out).exists() and not _ours(out):
+        raise BadRequest(f"{partial(out)} is in the way, where the result would grow; name another output folder.")
     there = next(parent for parent in out.absolute().parents if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise BadRequest(f"Nothing can be written to {there}; name an output folder in another place.")
@@ -44,13 +51,18 @@ def begin(source: Path, out: Path) -> Path:
     growing = partial(out)
     discard(out)
     growing.mkdir(parents=True)
+    (growing / _GROWING).touch()
     return growing
 
 
 def discard(out: Path) -> None:
-    """Remove a half-written result."""
-    if partial(out).exists():
+    """Remove a half-written result, and nothing else that has its name."""
+    if _ours(out):
         shutil.rmtree(partial(out))
+
+
+def _ours(out: Path) -> bool:
+    return (partial(out) / _GROWING).exists()
 
 
 @contextmanager
@@ -72,6 +84,7 @@ def room_told(out: Path) -> Iterator[None]:
 def publish(out: Path) -> None:
     """Give the whole result its name."""
     partial(out).rename(out)
+    (out / _GROWING).unlink()
 
 
 def complete(plan: Plan, folder: Path, scheme: QuantizationScheme, where: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quantize.errors import BadRequest, JobStopped
 from quantize.progress import Progress
@@ -49,21 +49,27 @@ class Status(StrEnum):
 
 
 LIVE = (Status.QUEUED, Status.RUNNING)
+Task = Literal["quantize", "convert", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     source: str
-    """A model folder, or a hub id."""
+    """A model folder, or, to quantize it, a hub id."""
     output: str
-    recipe: Recipe
+    """What can be served afterwards: the folder that is made, or the one that is verified."""
+    recipe: Recipe | None
+    """None for a task that quantizes nothing."""
     calibration: str = ""
     """A folder or a JSONL file of samples; empty: the small set that comes with this package."""
+    task: Task = "quantize"
+    original: str = ""
+    """The model that a verified one was made from; empty: it is verified alone."""
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Request:
-        recipe = Recipe(**{**found["recipe"], "parts": tuple(found["recipe"]["parts"])})
-        return cls(found["source"], found["output"], recipe, found["calibration"])
+        recipe = found["recipe"] and Recipe(**{**found["recipe"], "parts": tuple(found["recipe"]["parts"])})
+        return cls(**{**found, "recipe": recipe})
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +190,19 @@ def ahead(job: Job) -> list[Job]:
     return [other for other in reversed(others) if other.state.status in LIVE]
 
 
+def require_alone(jobs: Path, request: Request) -> None:
+    """Raises BadRequest where a living job makes the same folder: one would remove what the other has half written."""
+    if request.task == "verify":
+        return
+    if other := next((o for o in find(jobs) if o.state.status in LIVE and o.request.output == request.output), None):
+        raise BadRequest(f"Job {other.id} already makes {request.output}; name another output folder.")
+
+
 def start(job: Job) -> None:
     """Run the job in a process of its own that outlives this one; also to go on with an interrupted one."""
     if job.state.status not in (Status.QUEUED, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED):
         raise BadRequest(f"Job {job.id} is {job.state.status}; only one that is not running or done can be started.")
+    require_alone(job.folder.parent, job.request)
     job.write_state(replace(State(Status.QUEUED), created=time.time()))
     with (job.folder / "log.txt").open("ab") as log:
         subprocess.Popen(  # outlives us on purpose: the folder says how it goes

@@ -83,6 +83,8 @@ class Description:
     parts: tuple[Coverage, ...]
     obstacles: tuple[str, ...]
     """What keeps vllm-omni 0.30 from serving a ModelOpt checkpoint, one sentence each; scales are read by `verify`."""
+    unconvertible: str
+    """What keeps `convert` from taking it, in a sentence; empty where it can."""
 
     @property
     def weights(self) -> int:
@@ -91,7 +93,7 @@ class Description:
     @property
     def covered(self) -> float:
         """Share of the weights that is quantized, 0 to 1."""
-        return sum(part.quantized for part in self.parts) / self.weights
+        return sum(part.quantized for part in self.parts) / max(self.weights, 1)
 
     def as_dict(self) -> dict[str, Any]:
         return {"weights": self.weights, "covered": self.covered, "servable": not self.obstacles, **asdict(self)}
@@ -124,7 +126,24 @@ def describe(folder: Path) -> Description:
     other = next((str(section.get("quant_method", "unknown")) for section in sections.values()), "")
     layers = formats.layers(found.tensors)
     obstacles = tuple(_obstacles(found, said, layers)) if said else ()
-    return Description("modelopt" if said else other, said, tuple(_coverage(found, layers)), obstacles)
+    coverage, why = tuple(_coverage(found, layers)), unconvertible(found, said, layers)
+    return Description("modelopt" if said else other, said, coverage, obstacles, why)
+
+
+def unconvertible(found: Checkpoint, said: Declared | None, layers: Mapping[str, Layer]) -> str:
+    """Why `convert` does not take it, in a sentence; empty where it does."""
+    source = found.folder
+    if said is None:
+        return f"{source} was not made by ModelOpt; only its NVFP4 checkpoints are converted."
+    if not layers or any(layer.kind != "nvfp4" for layer in layers.values()):
+        other = next((layer for layer in layers.values() if layer.kind != "nvfp4"), None)
+        holds = f"{other.kind.upper()} ({other.name})" if other else "nothing (no layer is quantized)"
+        return f"{source} holds {holds}, and only NVFP4 can be converted without loss; quantize the BF16 model instead."
+    if said.kv_cache not in ("", "FP8"):
+        return f"{source} has a KV cache in {said.kv_cache}, which compressed-tensors cannot describe."
+    if len({"input_scale" in layer.tensors for layer in layers.values()}) > 1:
+        return f"Some layers of {source} have an input_scale and some have none; calibrate it again."
+    return ""
 
 
 def _of_config(where: str, section: Mapping[str, Any]) -> Declared:
@@ -143,7 +162,7 @@ def _of_file(path: Path) -> Declared:
     try:
         held = json.loads(path.read_text())
         return _of_quantization(path.name, held["quantization"], held.get("producer"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelUnusable(f"{path} cannot be read as ModelOpt's description; download that file again.") from error
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _EVERY_SECONDS, _EVERY_MOST = 0.25, 5.0
+_UNEVEN = ("environment",)
+"""Stages whose few steps are too unlike each other to tell the time of the next by the last."""
 _LINES_A_STAGE = 400
 """A long stage writes a line less often, so that whoever follows reads kilobytes even of a day's work."""
 
@@ -16,7 +18,7 @@ _LINES_A_STAGE = 400
 @dataclass(frozen=True, slots=True)
 class Progress:
     stage: str
-    """environment, fetch, capture, quantize, verify, finish."""
+    """environment, fetch, check, capture, quantize, convert, verify, measure, finish."""
     done: int
     total: int
     layer: str = ""
@@ -53,7 +55,8 @@ class Reporter:
         if now - self._last < self._pause(now) and done < total:
             return
         self._last = now
-        left = (now - self._started) / done * (total - done) if done else None
+        even = done and stage not in _UNEVEN
+        left = (now - self._started) / done * (total - done) if even else None
         line = Progress(stage, done, total, layer, left, resident_bytes(), now)
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(line)) + "\n")

@@ -148,16 +148,23 @@ def _sample(base: Path, entry: dict[str, str]) -> Sample:
 def _image(path: Path) -> Image:
     from PIL import Image as Pictures
 
-    with Pictures.open(path) as picture:
-        small = picture.convert("RGB")
+    try:
+        with Pictures.open(path) as picture:
+            small = picture.convert("RGB")
+    except (Pictures.DecompressionBombError, SyntaxError) as error:  # Pillow's own words for too large, and for damaged
+        raise ValueError(str(error)) from error
     small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
     return small
 
 
 def _sound(path: Path) -> np.ndarray:
-    import librosa
+    import soundfile
 
-    sound: np.ndarray = librosa.load(path, sr=_SOUND_RATE, mono=True, duration=_SOUND_SECONDS)[0]
+    # Opened here: a path that soundfile cannot read, librosa would try again with whatever programs there are.
+    with soundfile.SoundFile(path) as file:
+        import librosa
+
+        sound: np.ndarray = librosa.load(file, sr=_SOUND_RATE, mono=True, duration=_SOUND_SECONDS)[0]
     if not len(sound):
         raise ValueError("there is no sound in it")
     return sound

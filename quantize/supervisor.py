@@ -14,7 +14,7 @@ from types import FrameType
 
 from quantize import environment, folder
 from quantize.errors import JobStopped, QuantizeError
-from quantize.job import ROOT, Job, State, Status, ahead
+from quantize.job import ROOT, Job, Request, State, Status, ahead
 from quantize.progress import Reporter
 
 _TERM_SECONDS = 2.0
@@ -37,7 +37,7 @@ def run(job: Job) -> State:
             state = replace(state, status=Status.RUNNING, started=time.time())
             job.write_state(state)
             _work(job)
-            state = replace(state, status=Status.DONE, message=f"The model is in {job.request.output}.")
+            state = replace(state, status=Status.DONE, message=_done(job.request))
         except _Cancelled:
             state = replace(state, status=Status.CANCELLED, message="Cancelled; nothing half-written remains.")
         except QuantizeError as error:
@@ -49,6 +49,12 @@ def run(job: Job) -> State:
             state = _ended(state)
             job.write_state(state)
         return state
+
+
+def _done(request: Request) -> str:
+    if request.task == "verify":
+        return f"{request.source} passed every check; nothing in it was changed."
+    return f"The model is in {request.output}."
 
 
 def _ended(state: State) -> State:

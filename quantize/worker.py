@@ -8,16 +8,31 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from quantize import calibration, card, checkpoint, estimate, folder, hub, measure, plan, sequential, stream, verify
+from quantize import (
+    calibration,
+    card,
+    checkpoint,
+    convert,
+    estimate,
+    folder,
+    hub,
+    measure,
+    plan,
+    sequential,
+    stream,
+    verify,
+)  # fmt: skip
 from quantize.checkpoint import Checkpoint
-from quantize.errors import QuantizeError
-from quantize.job import Job, Request
+from quantize.errors import BadRequest, QuantizeError
+from quantize.job import Job, Request, Task
 from quantize.plan import Plan
-from quantize.progress import Reporter, Tell, silent
+from quantize.progress import Reporter, Tell
+from quantize.schemes import Recipe
 from quantize.verify import Report
 
 _QUALITY_WINDOWS = 4
@@ -31,26 +46,41 @@ def main() -> int:
     running.add_argument("job", type=Path)
     verifying = commands.add_parser("verify")
     verifying.add_argument("folder", type=Path)
-    verifying.add_argument("--source", type=Path)
+    verifying.add_argument("--original", type=Path)
     verifying.add_argument("--measure", type=Path, help="also run both models; this folder gets the speech of both")
     found = parser.parse_args()
     if found.command == "verify":
-        return _verify(found.folder, found.source, found.measure)
+        return _verify(found.folder, found.original, found.measure)
     return _run(Job(found.job))
 
 
-def _verify(result: Path, source: Path | None, wavs: Path | None) -> int:
+def _verify(result: Path, original: Path | None, wavs: Path | None) -> int:
     try:
-        report = verify.verify(result, source)
-        if source and wavs and report.passed:
-            wavs.mkdir(parents=True, exist_ok=True)
-            report = _measured(report, checkpoint.read_source(source), result, wavs, silent)
+        report = _verified(result, original, wavs, _print)
     except QuantizeError as error:
         print(json.dumps({"error": str(error)}))
+        print(error, file=sys.stderr)
         return 1
     print(json.dumps(report.as_dict()))
     print(report.table(), file=sys.stderr)
     return 0 if report.passed else 1
+
+
+def _print(stage: str, done: int, total: int, layer: str = "") -> None:
+    if stage == "measure" and layer:
+        print(f"{layer} ...", file=sys.stderr)
+
+
+def _verified(result: Path, original: Path | None, wavs: Path | None, tell: Tell) -> Report:
+    """wavs: where both models' speech goes; None to run neither."""
+    source = checkpoint.read_source(original) if original else None
+    report = verify.verify(result, original, tell)
+    if source is None or wavs is None:
+        return report
+    if not report.passed:
+        return replace(report, not_measured=dict.fromkeys(("quality", "speech"), "a check failed"))
+    wavs.mkdir(parents=True, exist_ok=True)
+    return _measured(report, source, result, wavs, tell)
 
 
 def _measured(report: Report, source: Checkpoint, result: Path, wavs: Path, tell: Tell) -> Report:
@@ -70,7 +100,7 @@ def _run(job: Job) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with folder.room_told(out):
-            quantize(job, Reporter(job.folder / "progress.jsonl"))
+            _TASKS[job.request.task](job, Reporter(job.folder / "progress.jsonl"))
     except QuantizeError as error:
         return _failed(job, str(error))
     except MemoryError:
@@ -96,7 +126,7 @@ def quantize(job: Job, tell: Tell) -> None:
     """The whole job. Raises QuantizeError."""
     request = job.request
     source, out = _source(request, tell), Path(request.output)
-    made = plan.make(checkpoint.read_source(source), request.recipe)
+    made = plan.make(checkpoint.read_source(source), _recipe(request))
     expected = estimate.estimate(made, estimate.machine(out))
     estimate.require(expected)
     growing = folder.begin(source, out)
@@ -116,13 +146,34 @@ def quantize(job: Job, tell: Tell) -> None:
     tell("finish", 2, 2, str(out))
 
 
+def _recipe(request: Request) -> Recipe:
+    if request.recipe is None:
+        raise BadRequest("The job names no recipe; start a new one.")
+    return request.recipe
+
+
+def _convert(job: Job, tell: Tell) -> None:
+    request = job.request
+    print(convert.convert(Path(request.source), Path(request.output), tell, job.folder).sentence())
+
+
+def _check(job: Job, tell: Tell) -> None:
+    request = job.request
+    report = _verified(Path(request.source), Path(request.original) if request.original else None, job.folder, tell)
+    verify.write(report, job.folder)
+    report.require()
+
+
+_TASKS: Mapping[Task, Callable[[Job, Tell], None]] = {"quantize": quantize, "convert": _convert, "verify": _check}
+
+
 def _source(request: Request, tell: Tell) -> Path:
     """The model's folder; one on a hub is fetched, once it is sure that the job fits here."""
     if not hub.is_id(request.source):
         return Path(request.source)
     out = Path(request.output)
     model, download = hub.resolve(request.source, out)
-    estimate.require(estimate.estimate(plan.make(model, request.recipe), estimate.machine(out), download))
+    estimate.require(estimate.estimate(plan.make(model, _recipe(request)), estimate.machine(out), download))
     return hub.fetch(request.source, tell)
 
 

@@ -7,15 +7,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from omni_app.jobs import Job, Request, State, Step
+from omni_app.jobs import Job, Request, State, Step, Task
 from omni_app.quantizing import Quantizer
 from omni_app.ui.quantize_plots import duration, memory_html
 
 STAGES = {
-    "environment": "Environment", "fetch": "Fetch", "capture": "Calibrate", "quantize": "Quantize",
-    "verify": "Verify", "measure": "Measure", "finish": "Finish",
+    "environment": "Environment", "fetch": "Fetch", "check": "Check", "capture": "Calibrate", "quantize": "Quantize",
+    "convert": "Convert", "verify": "Verify", "measure": "Measure", "finish": "Finish",
 }  # fmt: skip
-ALWAYS = ("quantize", "verify", "finish")
+ALWAYS: dict[Task, tuple[str, ...]] = {
+    "quantize": ("quantize", "verify", "finish"), "convert": ("check", "convert", "verify"), "verify": ("verify",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +40,27 @@ def line(one: Snapshot) -> str:
     """The job in the list."""
     made = time.strftime("%d %b %H:%M", time.localtime(one.state.created))
     place = f", {one.ahead} ahead" if one.state.status == "queued" else ""
-    return f"{Path(one.request.output).name} · {made} · {one.state.status}{place}"
+    verified = "verify " if one.request.task == "verify" else ""
+    return f"{verified}{Path(one.request.output).name} · {made} · {one.state.status}{place}"
 
 
 def job_html(one: Snapshot, now: float) -> str:
     """Name, status and what is going on, for people."""
-    recipe, state = one.request.recipe, one.state
-    by = "" if recipe.algorithm == "rtn" else f" by {recipe.algorithm}"
-    what = f"{Path(one.request.source).name} to {recipe.scheme}{by}"
+    state = one.state
     where = "" if state.status == "done" else f'<p class="where">{html.escape(one.request.output)}</p>'  # told above
     return (
-        f'<div class="quantize job"><h2>{html.escape(what)}</h2><span class="chip {state.status}">{state.status}</span>'
+        f'<div class="quantize job"><h2>{html.escape(_what(one.request))}</h2>'
+        f'<span class="chip {state.status}">{state.status}</span>'
         f'<p role="status">{html.escape(_words(one, now))}</p>{_progress(one)}'
         f"{memory_html(one.steps)}{where}</div>"
     )
+
+
+def _what(asked: Request) -> str:
+    name, recipe = Path(asked.source).name, asked.recipe
+    if recipe is None:
+        return f"{name} to compressed-tensors" if asked.task == "convert" else f"Is {name} sound?"
+    return f"{name} to {recipe.scheme}{'' if recipe.algorithm == 'rtn' else f' by {recipe.algorithm}'}"
 
 
 def _words(one: Snapshot, now: float) -> str:
@@ -70,7 +79,7 @@ def _progress(one: Snapshot) -> str:
     if one.state.status not in ("running", "failed", "interrupted", "cancelled") or not one.steps:
         return ""
     last, seen = one.steps[-1], {step.stage for step in one.steps}
-    stages = [name for name in STAGES if name in seen or name in ALWAYS]
+    stages = [name for name in STAGES if name in seen or name in ALWAYS[one.request.task]]
     items = "".join(f'<li class="{_phase(name, last.stage, stages)}">{STAGES[name]}</li>' for name in stages)
     share = 100 * last.done / last.total if last.total else 0
     left = f", about {duration(last.seconds_left)} left" if last.seconds_left and one.state.status == "running" else ""

@@ -97,6 +97,19 @@ def test_damaged_picture_is_skipped(tmp_path: Path) -> None:
     assert found.skipped[0].startswith("broken.png: ")
 
 
+def test_sounds_and_pictures_that_only_look_like_ones_are_skipped(tmp_path: Path) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("soundfile")
+    for name, content in (("a.mp3", b"no sound" * 500), ("b.wav", b"RIFF no sound"), ("c.flac", b"")):
+        (tmp_path / name).write_bytes(content)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    for name in ("d", "e"):
+        (tmp_path / f"{name}.txt").write_text("some text")
+    found = samples.read(str(tmp_path), 3, media=True)
+    assert len(found.found) == 3
+    assert [line.partition(":")[0] for line in found.skipped] == ["a.mp3", "b.wav", "c.flac", "huge.png"]
+
+
 def mixed_set(folder: Path, sounds: int, pictures: int, texts: int) -> str:
     """A data set of so many readable samples of each kind, and one broken picture."""
     from PIL import Image

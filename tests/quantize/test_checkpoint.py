@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from quantize import checkpoint
+from quantize import checkpoint, modelopt
 from quantize.errors import ModelUnusable
 from tests.server import model_folder
 
@@ -92,6 +93,54 @@ def test_weights_that_are_no_floats(text_model: Path) -> None:
     model_folder.write(text_model / "model.safetensors", {"model.layers.0.mlp.up_proj.weight": ("U8", [64, 64])})
     with pytest.raises(ModelUnusable, match="stored as U8"):
         checkpoint.read_source(text_model)
+
+
+WEIGHT = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"), [([64, 64], [0, 50]), ([64, 64], [8192, 0]), ([-64, -64], [0, 8192]), ([64, 64], [-1, 8191])]
+)
+def test_tensors_without_the_bytes_of_their_shape(text_model: Path, shape: list[int], offsets: list[int]) -> None:
+    header = json.dumps({WEIGHT: {"dtype": "BF16", "shape": shape, "data_offsets": offsets}}).encode()
+    (text_model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(10_000))
+    with pytest.raises(ModelUnusable, match="does not have the bytes of its shape"):
+        checkpoint.read(text_model)
+
+
+@pytest.mark.parametrize("shapes", [{}, {WEIGHT: ("BF16", [0, 64])}])
+def test_files_without_weights(text_model: Path, shapes: dict[str, tuple[str, list[int]]]) -> None:
+    model_folder.write(text_model / "model.safetensors", shapes)
+    assert modelopt.describe(text_model).covered == 0
+    with pytest.raises(ModelUnusable, match="hold no weights"):
+        checkpoint.read_source(text_model)
+
+
+@pytest.mark.parametrize("named", [5, "LlamaForCausalLM", [], None])
+def test_architectures_that_are_no_list(text_model: Path, named: object) -> None:
+    config(text_model, architectures=named)
+    with pytest.raises(ModelUnusable, match="names no architecture"):
+        checkpoint.read_source(text_model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", checkpoint.INDEX])
+def test_json_without_end(text_model: Path, name: str) -> None:
+    deep = b"[" * 200_000
+    (text_model / name).write_bytes(len(deep).to_bytes(8, "little") * (name == "model.safetensors") + deep)
+    with pytest.raises(ModelUnusable, match=r"cannot be read|damaged"):
+        checkpoint.read(text_model)
+
+
+def test_a_pipe_is_not_waited_for(text_model: Path) -> None:
+    (text_model / "model.safetensors").unlink()
+    os.mkfifo(text_model / "model.safetensors")
+    with pytest.raises(ModelUnusable, match="is no file"):
+        checkpoint.read(text_model)
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(ModelUnusable, match="not a model folder"):
+        checkpoint.read(Path("x" * 400))
 
 
 def test_experts_in_one_tensor(text_model: Path) -> None:

@@ -62,7 +62,7 @@ def test_runs_and_ends(tmp_path: Path, python_as_worker: Stand) -> None:
 def test_failure_is_told_in_the_workers_words(tmp_path: Path, python_as_worker: Stand) -> None:
     one = made(tmp_path)
     python_as_worker(f"""echo '{{"error": "The disk ran full."}}' > {one.folder}/outcome.json; exit 1""")
-    folder.partial(tmp_path / "out").mkdir()
+    folder.begin(tmp_path / "source", tmp_path / "out")
     state = supervisor.run(one)
     assert (state.status, state.message) == (Status.FAILED, "The disk ran full.")
     assert not folder.partial(tmp_path / "out").exists()
@@ -75,7 +75,7 @@ def test_unexpected_end_shows_the_last_line_of_the_log(tmp_path: Path, python_as
 
 def test_killed_worker_is_told_as_lack_of_memory(tmp_path: Path, python_as_worker: Stand) -> None:
     python_as_worker("kill -9 $$")
-    folder.partial(tmp_path / "out").mkdir()
+    folder.begin(tmp_path / "source", tmp_path / "out")
     state = supervisor.run(made(tmp_path))
     assert state.status is Status.FAILED
     assert "memory ran out" in state.message
@@ -87,7 +87,7 @@ def test_cancel_ends_the_worker_even_if_it_resists(tmp_path: Path, python_as_wor
     one = made(tmp_path)
     process = started(command("run", "--job", one.folder))
     until(lambda: (tmp_path / "pid").exists())
-    folder.partial(tmp_path / "out").mkdir()
+    folder.begin(tmp_path / "source", tmp_path / "out")
     job.cancel(one)
     assert process.wait(5) == 130
     assert one.state.status is Status.CANCELLED
@@ -170,6 +170,50 @@ def test_output_must_be_new_and_outside_the_source(tmp_path: Path) -> None:
         folder.begin(tmp_path / "source", tmp_path / "source" / "out")
 
 
+def test_somebodys_own_folder_is_never_taken_for_a_half_written_result(tmp_path: Path, python_as_worker: Stand) -> None:
+    own = folder.partial(tmp_path / "out")
+    own.mkdir()
+    (own / "model.safetensors").touch()
+    with pytest.raises(BadRequest, match=r"out\.partial is in the way"):
+        folder.begin(own, tmp_path / "out")
+    python_as_worker("exit 1")
+    supervisor.run(made(tmp_path))
+    assert (own / "model.safetensors").exists()
+
+
+def test_a_published_result_has_nothing_of_its_growing(tmp_path: Path) -> None:
+    folder.begin(tmp_path / "source", tmp_path / "out")
+    folder.publish(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_link_to_nothing_and_a_name_too_long_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nothing")
+    with pytest.raises(BadRequest, match="exists already"):
+        folder.require_free(tmp_path / "source", tmp_path / "out")
+    with pytest.raises(BadRequest, match="too long"):
+        folder.require_free(tmp_path / "source", tmp_path / ("x" * 250))
+
+
+def test_two_living_jobs_never_make_one_folder(tmp_path: Path) -> None:
+    first = made(tmp_path)
+    with pytest.raises(BadRequest, match=f"Job {first.id} already makes"):
+        job.require_alone(tmp_path / "jobs", first.request)
+    ended = made(tmp_path)
+    job.cancel(ended)
+    with pytest.raises(BadRequest, match="already makes"):
+        job.start(ended)
+    job.cancel(first)
+    job.require_alone(tmp_path / "jobs", first.request)
+
+
+def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_QUANTIZE_PYTHON", str(tmp_path / "nothing"))
+    state = supervisor.run(made(tmp_path))
+    assert state.status is Status.FAILED
+    assert "OMNI_QUANTIZE_PYTHON has no interpreter at" in state.message
+
+
 def test_progress_tells_the_time_left(tmp_path: Path) -> None:
     now = iter([100.0, 110.0])
     tell = Reporter(tmp_path / "progress.jsonl", lambda: next(now))
@@ -179,6 +223,32 @@ def test_progress_tells_the_time_left(tmp_path: Path) -> None:
     assert lines[0]["seconds_left"] is None
     assert lines[1]["seconds_left"] == 30.0
     assert lines[1]["layer"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("verify", "{text}", "--measure"), "name it, with --original"),
+        (("verify", "{text}", "--original", "{text}", "--sounds", "x"), "name it, with --original"),
+        (("verify", "{text}"), "OMNI_QUANTIZE_PYTHON has no interpreter"),
+        (("start", "them/model", "--task", "verify"), "hf download them/model"),
+        (("start", "{text}", "out", "--task", "convert"), "not made by ModelOpt"),
+        (("start", "{text}", "--task", "verify", "--original", "{text}/none"), "is not a model folder"),
+        (("estimate", "{text}", "--samples", "-5"), "calibration samples cannot be"),
+        (("run", "{text}", "out", "--jobs", "/dev/null"), "/dev/null/"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(
+    text_model: Path, tmp_path: Path, command: Command, arguments: tuple[str, ...], words: str
+) -> None:
+    filled = [argument.format(text=text_model) for argument in arguments]
+    env = {**os.environ, "OMNI_QUANTIZE_PYTHON": str(tmp_path / "nothing")}
+    ended = subprocess.run(
+        command(*filled), cwd=environment.ROOT, env=env, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert words in json.loads(ended.stdout)["error"]
+    assert ended.stderr.count("\n") == 1
 
 
 def test_command_line_refuses_in_one_sentence(tmp_path: Path, command: Command) -> None:
