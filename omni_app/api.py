@@ -30,7 +30,7 @@ from omni_app import wire
 from omni_app.access import Guard, Inbox, address_of, failure, while_connected
 from omni_app.conversation import Event, Message, Part, ReplyEnd, ReplyOptions
 from omni_app.engines.base import EngineStatus
-from omni_app.errors import BadRequest, EngineFailed, MediaRejected, OmniError
+from omni_app.errors import BadRequest, EngineFailed, MediaRejected, OmniError, unkept
 from omni_app.media import Limits, check_count, check_text, ingest_data_url
 from omni_app.meter import ReplyMeter
 from omni_app.metrics import Metrics, outcome_of
@@ -125,7 +125,7 @@ class _Api:
 
     async def _answer(self, asked: wire.ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with _folder(self._folder) as folder:
+            with _folder(self._folder) if _has_media(asked) else contextlib.nullcontext(self._folder) as folder:
                 messages = await self._messages(asked, folder)
                 caller = address_of(Request(scope), self._proxies)
                 async with contextlib.aclosing(self._measured(caller, messages, asked.options)) as events:
@@ -247,9 +247,13 @@ def _folder(within: Path) -> Iterator[Path]:
         within.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(dir=within, ignore_cleanup_errors=True)
     except OSError as error:
-        raise OmniError("This server cannot keep files at the moment; its disk may be full.") from error
+        raise unkept("The question", error) from error
     with folder:
         yield Path(folder.name)
+
+
+def _has_media(asked: wire.ChatRequest) -> bool:
+    return any(isinstance(part, wire.MediaRef) for spec in asked.messages for part in spec.parts)
 
 
 def _sweep(requests: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a full disk, a used-up quota and a limit on the size of files."""
+
 
 class OmniError(Exception):
     """Base of every error that we raise on purpose. The message names the limit and the way out."""
@@ -21,6 +26,12 @@ class BadRequest(OmniError):
 
 class MediaRejected(BadRequest):
     """A file that we will not pass on: damaged, too large, too long, or not what it says it is."""
+
+
+class DiskFull(OmniError):
+    """A file that cannot be kept because there is no room for it. Nothing of it is left behind."""
+
+    status = 507
 
 
 class EngineUnavailable(OmniError):
@@ -54,3 +65,16 @@ class CheckpointUnusable(EngineUnavailable):
 
 class DoesNotFit(EngineUnavailable):
     """A model that this machine cannot hold. The message has the sum."""
+
+
+def unkept(what: str, error: OSError) -> OmniError:
+    """What to say of something that the disk did not take."""
+    if error.errno in _NO_ROOM:
+        return DiskFull(
+            f"{what} could not be kept: the disk of this server is full. Free some disk space there and send it again; "
+            "questions without files are answered all the same."
+        )
+    return OmniError(
+        f"{what} could not be kept on this server ({error.strerror or 'write error'}). "
+        "See that its data folder can be written to, and send it again."
+    )

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from omni_app.conversation import Part
-from omni_app.errors import MediaRejected, OmniError
+from omni_app.errors import MediaRejected, unkept
 from omni_app.media import image, sniff
 from omni_app.media.job import Job, open_source, reject, too_large
 from omni_app.media.limits import Deadline, Limits, Overdue
@@ -107,9 +107,6 @@ def _explain(error: BaseException, job: Job) -> None:
             f"takes longer than {job.deadline.seconds:.0f} seconds to read. Send a shorter or smaller one."
         ) from error
     if isinstance(error, OSError):
-        raise OmniError(
-            f"“{job.name}” could not be kept ({error.strerror or 'write error'}). "
-            "Free some disk space and send it again."
-        ) from error
+        raise unkept(f"“{job.name}”", error) from error
     if isinstance(error, MemoryError):
         raise job.rejected("needs more memory than there is. Send a smaller one.") from error

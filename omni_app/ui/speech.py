@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from omni_app.conversation import AudioDelta, Part
-from omni_app.errors import MediaRejected, OmniError
+from omni_app.errors import MediaRejected, OmniError, unkept
 from omni_app.media import Limits, ingest
 from omni_app.ui.live import Replies
 from omni_app.ui.visitor import visitor_of
@@ -40,7 +40,7 @@ class Utterances:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OmniError(f"The recording could not be kept on this machine: {error.strerror}.") from error
+            raise unkept("The recording", error) from error
         part = await ingest(sound, name="recording", into=self._folder, limits=self._limits)
         key = secrets.token_urlsafe(16)
         self._waiting[visitor, key] = part

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from omni_app.access import address_of
 from omni_app.conversation import AudioDelta, Event, Message, ReplyOptions, TextDelta
-from omni_app.errors import BadRequest, OmniError
+from omni_app.errors import BadRequest, OmniError, unkept
 from omni_app.media import Limits, check_text, ingest_data_url
 from omni_app.media.audio import WavWriter
 from omni_app.runner import Runner
@@ -61,6 +61,8 @@ def ask_tool(runner: Runner, limits: Limits, turnstile: Turnstile | None = None,
                 return await _whole(turnstile.through(_caller(request, proxies), reply), Path(folder))
             except OmniError as error:
                 raise ToolError(str(error), print_exception=False) from error
+            except OSError as error:
+                raise ToolError(str(unkept("What was sent or said", error)), print_exception=False) from error
 
     return ask
 

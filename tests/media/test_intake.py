@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from omni_app.errors import BadRequest, MediaRejected, OmniError
+from omni_app.errors import BadRequest, DiskFull, MediaRejected
 from omni_app.media import check_count, check_text, display_name, ingest_data_url, intake
 from omni_app.media.job import Job
 from omni_app.media.limits import Deadline
@@ -133,8 +133,8 @@ def test_a_full_disk_gets_a_plain_word_and_leaves_nothing(tmp_path: Path, good: 
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     kind, message, left = child.stdout.strip().split("|")
-    assert (kind, left) == (OmniError.__name__, "0")
-    assert message == "“x” could not be kept (File too large). Free some disk space and send it again."
+    assert (kind, left) == (DiskFull.__name__, "0")
+    assert message.startswith("“x” could not be kept: the disk of this server is full. Free some disk space there")
 
 
 def test_a_start_without_media_loads_no_ffmpeg() -> None:

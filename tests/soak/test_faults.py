@@ -88,7 +88,7 @@ def test_on_a_full_disk_questions_are_answered_and_files_refused_until_there_is_
         limit = app.process.rlimit(resource.RLIMIT_FSIZE)
         app.process.rlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
         refused = asked(app, with_file=True)
-        assert refused.status_code == 500
+        assert refused.status_code == 507
         assert "Free some disk space" in refused.json()["error"]["message"]
         assert asked(app, with_file=False).status_code == 200
         app.process.rlimit(resource.RLIMIT_FSIZE, limit)
