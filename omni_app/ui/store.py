@@ -88,9 +88,9 @@ class Store:
         key = secrets.token_hex(16)
         return self._hold(Conversation(id=key, visitor=visitor, folder=self._root / visitor / key))
 
-    def get(self, visitor: str, key: str | None) -> Conversation | None:
+    def get(self, visitor: str, key: object) -> Conversation | None:
         """The visitor's own conversation of that id, or None: another visitor's is as absent as one that never was."""
-        if not visitor or not key or not key.isalnum():
+        if not visitor or not isinstance(key, str) or not key.isalnum():
             return None
         if (found := self._open.get((visitor, key))) is not None:
             return found
