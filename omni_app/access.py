@@ -145,6 +145,23 @@ def address_of(request: HTTPConnection, proxies: int) -> str:
     return request.client.host if request.client else ""
 
 
+def asks_for_key(path: str) -> bool:
+    """Whether the key of this server, where there is one, guards this address: API, figures and tools."""
+    return path.startswith("/v1/") or path == "/metrics" or bool(_TOOL_PATH.search(path))
+
+
+def over_https(request: HTTPConnection) -> bool:
+    """Whether the browser came over HTTPS, to us or to the proxy in front."""
+    forwarded = request.headers.get("x-forwarded-proto", "")
+    return request.scope["scheme"] == "https" or forwarded.startswith("https")
+
+
+def cookie(name: str, value: str, seconds: int, secure: bool) -> str:
+    """A Set-Cookie header that no script can read; over HTTPS it also holds inside the frame of a hosting site."""
+    reach = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
+    return f"{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; {reach}"
+
+
 def logged_in(request: HTTPConnection) -> bool:
     """Whether the caller holds the cookie of a login on the page, asked the way Gradio's own login check asks."""
     app = request.app
@@ -183,16 +200,21 @@ class Inbox:
 
         Raises BadRequest, TooSlow, NoRoom, and TooLarge before reading where the caller tells the size.
         """
-        self._check_head(request)
-        with self._share() as grow:
-            body = await self._read(request, grow)
-            value = await anyio.to_thread.run_sync(_decoded, body)
+        if not request.headers.get("content-type", "").lower().startswith("application/json"):
+            raise BadRequest("Send the request as JSON, with the header Content-Type: application/json.")
+        async with self.raw(request) as body:
+            value = await anyio.to_thread.run_sync(decoded, body)
             body.clear()
             yield value
 
-    def _check_head(self, request: Request) -> None:
-        if not request.headers.get("content-type", "").lower().startswith("application/json"):
-            raise BadRequest("Send the request as JSON, with the header Content-Type: application/json.")
+    @contextlib.asynccontextmanager
+    async def raw(self, request: Request) -> AsyncIterator[bytearray]:
+        """The same body of any type, as it came. Raises the same."""
+        self._check_size(request)
+        with self._share() as grow:
+            yield await self._read(request, grow)
+
+    def _check_size(self, request: Request) -> None:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._most_bytes:
             raise _too_large(self._most_bytes)
@@ -260,7 +282,8 @@ def _no_room() -> NoRoom:
     return NoRoom("The server is taking in all that it can from others. Send the request again in a moment.")
 
 
-def _decoded(raw: bytearray) -> object:
+def decoded(raw: bytearray) -> object:
+    """The value that a JSON text holds. Raises BadRequest."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

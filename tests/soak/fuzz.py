@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -18,8 +20,9 @@ from typing import Any
 
 import httpx
 
-from tests.soak import mutate
+from tests.soak import ways_in
 from tests.soak.app import App, running
+from tests.soak.ways_in import Input
 
 AT_ONCE = 4
 MOST_SECONDS = 45.0
@@ -27,16 +30,9 @@ MOST_SECONDS = 45.0
 MOST_GROWTH_MB = 60.0
 UTTERANCES_KEPT = 256
 """Recordings that may wait for their turn."""
-TOOL = "gradio_api/call/ask"
-SEND_JSON = {"content-type": "application/json"}
-
-
-@dataclass(frozen=True)
-class Input:
-    target: str
-    path: str
-    content: bytes
-    headers: dict[str, str]
+UPLOADED = re.compile(r"/gradio/[0-9a-f]{64}/[^/]+$")
+STREAM_SECONDS = 4.0
+"""How long a stream is listened to that lasts as long as its listener."""
 
 
 @dataclass
@@ -63,24 +59,14 @@ class Findings:
 
 def made(seed: int, number: int) -> Input:
     """Input `number` of a seed."""
-    dice = random.Random(f"{seed}/{number}")
-    target = dice.choice(("chat body", "chat file", "recording", "tool"))
-    whole = target in ("chat body", "tool")
-    kind, content = dice.choice(mutate.media()) if whole else mutate.spoiled_file(dice)
-    body = mutate.question(kind, content, stream=dice.random() < 0.5)
-    if target == "recording":
-        return Input(target, "gradio_api/utterance", content, {"content-type": "application/octet-stream"})
-    if target == "tool":
-        url = body["messages"][1]["content"][1][mutate.KEY_OF[kind]]["url"]
-        raw = mutate.spoiled_body(dice, {"data": ["what is it", url, True, "low"]})
-        return Input(target, TOOL, raw, SEND_JSON)
-    raw = json.dumps(body).encode() if target == "chat file" else mutate.spoiled_body(dice, body)
-    return Input(target, "v1/chat/completions", raw, SEND_JSON)
+    return ways_in.made(random.Random(f"{seed}/{number}"))
 
 
 async def fuzz(app: App, numbers: range, seed: int) -> Findings:
     found, began, queue = Findings(), time.monotonic(), iter(numbers)
-    async with httpx.AsyncClient(base_url=app.url, timeout=MOST_SECONDS, trust_env=False) as client:
+    # a refusal may close its connection, and the next request must not be sent into that
+    alone = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=app.url, timeout=MOST_SECONDS, trust_env=False, limits=alone) as client:
         await client.get("/", headers={"accept": "text/html"})
 
         async def worker() -> None:
@@ -103,22 +89,46 @@ async def fuzz(app: App, numbers: range, seed: int) -> Findings:
 async def _throw(client: httpx.AsyncClient, number: int, one: Input, found: Findings) -> None:
     began = time.monotonic()
     try:
-        answer = await client.post(one.path, content=one.content, headers=one.headers)
-        if one.path == TOOL and answer.status_code == 200:  # Gradio answers such a call at a second address
-            answer = await client.get(f"{TOOL}/{answer.json()['event_id']}")
-        status, what = answer.status_code, answer.text[:200]
-    except httpx.TransportError as error:
+        async with asyncio.timeout(MOST_SECONDS):
+            status, what = await _answer(client, one)
+    except httpx.LocalProtocolError:
+        status, what = 400, "not sent: this client refuses to"
+    except (httpx.TransportError, TimeoutError) as error:
         status, what = 0, f"{type(error).__name__} after {time.monotonic() - began:.0f} s"
     found.slowest = max(found.slowest, time.monotonic() - began)
-    refused = one.path == TOOL and "event: error" in what
+    refused = (one.then and '"success":false' in what.replace(" ", "")) or "event: error" in what
     found.statuses[f"{one.target} {'refused' if refused else status}"] += 1
     if status == 0 or status >= 500:
-        found.bad.append({"input": number, "target": one.target, "what": f"{status} {what}"})
+        found.bad.append({"input": number, "target": one.target, "what": f"{status} {what[:200]}"})
+
+
+async def _answer(client: httpx.AsyncClient, one: Input) -> tuple[int, str]:
+    """Status and text; for what Gradio answers at a second address, those of that one."""
+    async with client.stream(one.method, one.path, content=one.content, headers=one.headers) as answer:
+        text = await _text(answer, STREAM_SECONDS if one.lasting else MOST_SECONDS)
+    if not one.then or answer.status_code != 200:
+        return answer.status_code, text
+    async with client.stream("GET", one.then.format(**json.loads(text))) as answer:
+        return answer.status_code, await _text(answer, MOST_SECONDS)
+
+
+async def _text(answer: httpx.Response, seconds: float) -> str:
+    """What comes until the end of the answer, or of the event that it is about."""
+    text = bytearray()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            async for piece in answer.aiter_bytes():
+                text += piece
+                if b"close_stream" in piece:
+                    break
+    return text.decode(errors="replace")
 
 
 def _left(app: App) -> list[str]:
-    waiting = [path for path in app.leftovers() if path.parent.name == "utterances"]
-    others = [path for path in app.leftovers() if path.parent.name != "utterances"]
+    """Recordings beyond those that may wait, and all else but whole uploads, which Gradio keeps for a day."""
+    left = [path for path in app.leftovers() if not UPLOADED.search(str(path))]
+    waiting = [path for path in left if path.parent.name == "utterances"]
+    others = [path for path in left if path.parent.name != "utterances"]
     return [str(path.relative_to(app.data.parent)) for path in waiting[UTTERANCES_KEPT:] + others]
 
 
