@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -27,6 +28,7 @@ from omni_app.turnstile import Turnstile
 from omni_app.ui import export, speech
 from omni_app.ui.chat import Chat
 from omni_app.ui.dialogue import Dialogues
+from omni_app.ui.gate import Gate
 from omni_app.ui.headers import HeadersMiddleware
 from omni_app.ui.live import Replies
 from omni_app.ui.operators import Operators
@@ -164,6 +166,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
         Middleware(HeadersMiddleware),
         Middleware(VisitorMiddleware, private=settings.data_dir / VISITORS),
         Middleware(ToolGuard, settings=settings),
+        Middleware(Gate, limits=Limits.of(settings), folder=Path(os.environ["GRADIO_TEMP_DIR"])),
     ]
 
 
