@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio.to_thread
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omni_app.access import Inbox, TooLarge, decoded, failure
@@ -24,9 +25,9 @@ log = logging.getLogger(__name__)
 
 _OURS = re.compile(r"/gradio_api/(voice|utterance|export)(/|$)|^/(v1|health|metrics)(/|$)")
 _UPLOAD = re.compile(r"/gradio_api/upload/?$")
-_JSON = re.compile(r"/gradio_api/(queue/join|call|mcp|cancel|reset)(/|$)")
+_JSON = re.compile(r"/gradio_api/(queue/join|call|run|mcp|cancel|reset)(/|$)")
 _CLOSED = re.compile(
-    r"/gradio_api/(run|api|component_server|process_recording|stream|deep_link|run-history|profiling|dev)(/|$)"
+    r"/gradio_api/(api|component_server|process_recording|stream|deep_link|run-history|profiling|dev)(/|$)"
     r"|/gradio_api/(proxy=|(undo-)?vibe-)|^/monitoring"
 )
 _NAME = re.compile(r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[!-~]*)?", re.ASCII)
@@ -129,7 +130,9 @@ class _Told:
     async def end(self, error: OmniError, scope: Scope, receive: Receive) -> None:
         """Answer with the error; where an answer has begun already, only end it in order."""
         if not self._begun:
-            await failure(error)(scope, receive, self._send)
+            # The page shows what an upload is answered as it is.
+            plain = PlainTextResponse(str(error), error.status) if _UPLOAD.search(scope["path"]) else failure(error)
+            await plain(scope, receive, self._send)
         elif not self._ended:
             await self._send({"type": "http.response.body", "body": b""})
 
