@@ -84,7 +84,7 @@ def _spoil(dice: random.Random, node: Any) -> None:
         if not isinstance(node[key], dict | list) or not node[key] or dice.random() < 0.3:
             match dice.randrange(4):
                 case 0:
-                    node[key] = dice.choice(ODD)
+                    node[key] = copy.deepcopy(dice.choice(ODD))  # or later blows would fall on the table
                 case 1:
                     node[key] = [node[key]] * 3
                 case 2:
