@@ -27,6 +27,7 @@ from omni_app.server.profile import Wishes
 from omni_app.settings import Settings
 from omni_app.ui.operators import Operators
 from omni_app.ui.quantize_jobs import JobsPanel
+from omni_app.ui.quantize_packed import PackedPanel
 from omni_app.ui.quantize_plots import estimate_html, size
 from omni_app.ui.system import alert
 
@@ -38,7 +39,7 @@ FORM = ("source", "recipe", "scheme", "algorithm", "parts", "samples", "group", 
 ESTIMATED = ("estimate", "algorithm", "data", "group", "scheme_why", "algorithm_why", "output")
 LOOKED = (*ESTIMATED, "parts", "more")
 TO_JOB = """() => {
-  if (!document.querySelector('#start-answer [role=alert]'))
+  if (!document.querySelector('#start-answer [role=alert], #packed-answer [role=alert]'))
     document.querySelector('#jobs')?.scrollIntoView({behavior: 'smooth'});
 }"""
 CLOSED = (
@@ -57,6 +58,7 @@ class QuantizePage:
         self._quantizer = Quantizer(settings)
         self._operators = operators
         self._jobs = JobsPanel(self._quantizer, control, operators)
+        self._packed = PackedPanel(self._quantizer, self._free)
         self._widgets: dict[str, Any] = {}
 
     def mount(self, demo: gr.Blocks) -> None:
@@ -77,7 +79,7 @@ class QuantizePage:
         add["notes"] = gr.Markdown(elem_id="notes")
         with gr.Row(elem_id="source-row"):
             add["source"] = gr.Textbox(
-                "", label="The model's folder, or its name on the hub", scale=5, elem_id="source",
+                "", label="The model's folder, or its name on the hub", scale=5, min_width=280, elem_id="source",
                 placeholder="/models/Qwen3-Omni-30B-A3B-Instruct",
             )  # fmt: skip
             add["look"] = gr.Button("Look", variant="primary", scale=1, min_width=90, elem_id="look")
@@ -89,6 +91,7 @@ class QuantizePage:
                 with gr.Column(scale=3):
                     add["estimate"] = gr.HTML(elem_id="estimate", padding=False)
             self._where()
+        self._packed.build()
 
     def _recipe(self) -> None:
         add = self._widgets
@@ -120,7 +123,8 @@ class QuantizePage:
         w = self._widgets
         common: dict[str, Any] = {"api_visibility": "private"}
         form = [self._password, *(w[name] for name in FORM)]
-        look = {"fn": self._look, "inputs": form, "outputs": [w["looked"], *(w[name] for name in LOOKED)], **common}
+        looked = [w["looked"], *(w[name] for name in LOOKED), *self._packed.outputs]
+        look: dict[str, Any] = {"fn": self._look, "inputs": form, "outputs": looked, **common}
         estimate: dict[str, Any] = {
             "fn": self._estimate, "inputs": form, "outputs": [w["looked"], *(w[name] for name in ESTIMATED)],
             "show_progress": "hidden", "trigger_mode": "always_last", **common,
@@ -135,7 +139,11 @@ class QuantizePage:
         demo.load(self._choices, None, choices, show_progress="hidden", **common)
         again = self._jobs.events(demo, self._password)
         start = w["start"].click(self._start, [*form, w["calibration"]], [w["started"], self._jobs.chosen], **common)
-        start.then(**again).then(None, None, None, js=TO_JOB)
+        packed, answer = self._packed, [self._packed.answer, self._jobs.chosen]
+        verify = packed.verify.click(self._verify, [self._password, w["source"], packed.original], answer, **common)
+        convert = packed.convert.click(self._convert, [self._password, w["source"], packed.output], answer, **common)
+        for event in (start, verify, convert):
+            event.then(**again).then(None, None, None, js=TO_JOB)
 
     async def _choices(self) -> list[Any]:
         if not self._operators.possible:
@@ -168,12 +176,16 @@ class QuantizePage:
     ) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
             order = self._order(source, named, scheme, algorithm, None, samples, group, output)
-            found, shown = self._estimated(order)
+            try:
+                found, shown = self._estimated(order)
+            except BadRequest as refused:
+                rest = [gr.skip()] * (len(LOOKED) - 1)
+                return [*rest, gr.Column(visible=False), *self._packed.shown(source, refused)]
             choosable = [(f"{part.label}, {size(part.bytes_now)}", part.name) for part in found.parts if part.choosable]
             chosen = [part.name for part in found.parts if part.quantized]
-            return [*shown, gr.CheckboxGroup(choosable, value=chosen), gr.Column(visible=True)]
+            return [*shown, gr.CheckboxGroup(choosable, value=chosen), gr.Column(visible=True), *self._packed.hidden()]
 
-        return await self._try(password, request, work, len(LOOKED))
+        return await self._try(password, request, work, len(LOOKED) + len(self._packed.outputs))
 
     async def _estimate(
         self, password: str, source: str, named: str, scheme: str, algorithm: str, parts: list[str],
@@ -193,6 +205,12 @@ class QuantizePage:
             return [self._quantizer.start(replace(order, calibration=calibration)).id]
 
         return await self._try(password, request, work, 1)
+
+    async def _verify(self, password: str, source: str, original: str, request: gr.Request) -> list[Any]:
+        return await self._try(password, request, lambda: [self._quantizer.verify(source, original).id], 1)
+
+    async def _convert(self, password: str, source: str, output: str, request: gr.Request) -> list[Any]:
+        return await self._try(password, request, lambda: [self._quantizer.convert(source, output).id], 1)
 
     async def _try(self, password: str, request: gr.Request, work: Callable[[], list[Any]], count: int) -> list[Any]:
         """What `work` gives, below an empty sentence; or the sentence that says why not, and everything as it was."""
@@ -238,9 +256,14 @@ class QuantizePage:
         ours = re.fullmatch(rf".+-(?:{kinds})(?:-\d+)?", Path(order.output).name)
         if order.output.strip() and not (ours and Path(order.output).parent == self._quantizer.models):
             return order.output
-        wanted = self._quantizer.models / f"{name}-{order.recipe.scheme}"
-        others = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
-        return str(next(path for path in itertools.chain([wanted], others) if not path.exists()))
+        return self._free(f"{name}-{order.recipe.scheme}")
+
+    def _free(self, name: str) -> str:
+        """A folder for a result that does not exist yet, and that no living job is making."""
+        wanted, promised = self._quantizer.models / name, self._quantizer.promised()
+        others = (wanted.with_name(f"{name}-{number}") for number in itertools.count(2))
+        free = (path for path in itertools.chain([wanted], others) if not path.exists() and str(path) not in promised)
+        return str(next(free))
 
 
 def served(order: Order, found: Estimate) -> list[Forecast]:

@@ -26,6 +26,12 @@ def size(count: float) -> str:
     return f"{count / 1e3:.3g} kB"
 
 
+def parameters(count: int) -> str:
+    """35.26 B, 1.84 M."""
+    millions = count / 1e6
+    return f"{millions / 1e3:.4g} B" if millions >= 100 else f"{millions:.3g} M"
+
+
 def duration(seconds: float) -> str:
     """2 h 5 min, 12 min, 40 s."""
     if seconds < 90:
@@ -86,9 +92,8 @@ def _change(before: float, after: float) -> str:
 
 def _tiles(found: Estimate) -> str:
     gpu = f"{size(found.gpu_bytes)}, if captured there" if found.gpu_bytes else "none needed"
-    millions = found.parameters / 1e6
     tiles = (
-        ("Parameters", f"{millions / 1e3:.4g} B" if millions >= 100 else f"{millions:.3g} M"),
+        ("Parameters", parameters(found.parameters)),
         ("Size", f"{size(found.bytes_now)} → {size(found.bytes_after)}"),
         ("Disk", size(found.disk_bytes)),
         ("Memory of the run", size(found.ram_bytes)),
@@ -124,10 +129,10 @@ def _parts(found: Estimate) -> str:
     rows = "".join(map(_part, sorted(found.parts, key=lambda part: (not part.choosable, -part.bytes_now))))
     quantized = sum(part.quantized for part in found.parts)
     fixed = sum(not part.choosable for part in found.parts)
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Part", "Parameters", "Size", "Why"))
     return (
         f"<details><summary>Every part: {quantized} quantized, {fixed} that must stay as they are, and why</summary>"
-        f'<div class="scroll"><table class="facts"><thead><tr><th scope="col">Part</th><th scope="col">Parameters</th>'
-        f'<th scope="col">Size</th><th scope="col">Why</th></tr></thead><tbody>{rows}</tbody></table></div></details>'
+        f'<table class="facts parts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details>'
     )
 
 

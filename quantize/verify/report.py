@@ -98,10 +98,12 @@ class Report:
         return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
     def _figures(self) -> list[tuple[str, str]]:
-        found = [(name, f"{value:.4f}") for name, value in self.quality.items()]
+        found = [
+            (name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in self.quality.items()
+        ]
         if self.speech is None:
             return found
-        found += [("said before", self.speech.said_before), ("said after", self.speech.said_after)]
+        found += [("said before", _cell(self.speech.said_before)), ("said after", _cell(self.speech.said_after))]
         if self.speech.word_error_rate is not None:
             found.append(("word error rate", f"{self.speech.word_error_rate:.4f}"))
         return found
@@ -111,6 +113,11 @@ class Report:
         failed = [check for check in self.checks if not check.passed]
         if failed:
             raise VerificationFailed(" ".join(f"{check.name}: {check.detail}" for check in failed))
+
+
+def _cell(text: str) -> str:
+    """What a model said, for a cell of a table in Markdown."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def write(report: Report, folder: Path) -> None:
