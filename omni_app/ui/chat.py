@@ -21,7 +21,7 @@ from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
 from omni_app.ui.live import LiveReply, Replies
 from omni_app.ui.speech import Utterances
 from omni_app.ui.store import Conversation, Store, Turn
-from omni_app.ui.visitor import name_of
+from omni_app.ui.tabs import Tabs, visitor_of
 
 Update = dict[str, Any]
 Updates = AsyncGenerator[Update, None]
@@ -63,14 +63,11 @@ class Chat:
         self._replies = replies
         self._utterances = utterances
         self._limits = limits
-        self._views: dict[str, tuple[str, str]] = {}
-        """Which conversation of which visitor each open tab shows."""
-        self._queries: dict[str, str] = {}
-        """What each open tab searches for."""
+        self._tabs = Tabs(store)
 
     async def send(self, request: gr.Request, box: dict[str, Any], key: str, *wishes: Any) -> Updates:
         """A typed message with its files. What cannot be taken is refused with its reason and stays in the box."""
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         text = str(box.get("text") or "").strip()
         try:
             check_text(text, self._limits)
@@ -86,7 +83,7 @@ class Chat:
 
     async def spoken(self, request: gr.Request, event: gr.EventData, key: str, *wishes: Any) -> Updates:
         """A recorded utterance, which the page has posted before it triggered this."""
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         try:
             self._dialogues.check(Part("audio"))
             part = self._utterances.take(conversation.visitor, str(event.id))
@@ -98,14 +95,14 @@ class Chat:
             yield update
 
     async def retry(self, request: gr.Request, key: str, *wishes: Any) -> Updates:
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         if any(turn.role == "user" for turn in conversation.turns):
             async for update in self._answer(request, conversation, without_last_answer, wishes):
                 yield update
 
     async def edit(self, request: gr.Request, event: gr.EditData, key: str, *wishes: Any) -> Updates:
         """Say an earlier message differently: what came after it goes, its files stay."""
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         index = _index(event)
         text = render.typed(str(event.value)).strip()
         try:
@@ -126,7 +123,7 @@ class Chat:
 
     async def undo(self, request: gr.Request, key: str) -> Update:
         """Take the last message back into the box, with its files."""
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         async with self._dialogues.alone(conversation):
             self._dialogues.change(conversation, without_last_answer)
             if not conversation.turns:
@@ -137,53 +134,53 @@ class Chat:
         return {"chat": self._rendered(conversation), "box": {"text": turn.text, "files": files}, "voice": SILENCE}
 
     async def halt(self, request: gr.Request, key: str) -> None:
-        await self._dialogues.stop(self._opened(request, key))
+        await self._dialogues.stop(self._tabs.opened(request, key))
 
     async def clear(self, request: gr.Request, key: str) -> Update:
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         async with self._dialogues.alone(conversation):
             self._dialogues.change(conversation, list.clear)
-        return {"chat": [], "voice": SILENCE, "history": self._listed(request)}
+        return {"chat": [], "voice": SILENCE, "history": self._tabs.listed(request)}
 
     async def like(self, request: gr.Request, event: gr.LikeData, key: str) -> None:
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         index = _index(event)
         if 0 <= index < len(conversation.turns):
             conversation.turns[index].liked = None if event.liked == "" else bool(event.liked)
             self._store.save(conversation)
 
     async def delete(self, request: gr.Request, key: str) -> Update:
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         async with self._dialogues.alone(conversation):
             self._store.delete(conversation)
         return self.fresh(request)
 
     def fresh(self, request: gr.Request) -> Update:
         """An empty conversation; the one that was open goes on being answered."""
-        conversation = self._store.new(self._visitor(request))
-        self._show(request, conversation)
+        conversation = self._store.new(visitor_of(request))
+        self._tabs.show(request, conversation)
         return {
             "key": conversation.id,
             "chat": [],
             "voice": SILENCE,
-            "history": self._listed(request),
+            "history": self._tabs.listed(request),
             "title": gr.update(value="", visible=False),
         }
 
     async def open(self, request: gr.Request, key: str) -> Updates:
         """Show a conversation, and go on showing the answer that is being made in it."""
-        visitor = self._visitor(request)
+        visitor = visitor_of(request)
         conversation = self._store.get(visitor, key)
         if conversation is None:
             yield self.fresh(request)
             return
-        self._show(request, conversation)
+        self._tabs.show(request, conversation)
         live = self._replies.current(visitor, conversation.id)
         yield {
             "key": conversation.id,
             "chat": self._rendered(conversation, live),
             "voice": SILENCE | {"busy": live is not None},
-            "history": self._listed(request, conversation.id),
+            "history": self._tabs.listed(request, conversation.id),
             "title": gr.update(value=conversation.title, visible=bool(conversation.turns)),
         }
         if live is not None:
@@ -191,23 +188,22 @@ class Chat:
                 yield update
 
     def rename(self, request: gr.Request, key: str, title: str) -> Update:
-        conversation = self._opened(request, key)
+        conversation = self._tabs.opened(request, key)
         self._store.rename(conversation, title)
-        return {"history": self._listed(request, conversation.id)}
+        return {"history": self._tabs.listed(request, conversation.id)}
 
     def search(self, request: gr.Request, query: str) -> Update:
-        self._queries[request.session_hash or ""] = query
-        return {"history": self._listed(request)}
+        self._tabs.search(request, query)
+        return {"history": self._tabs.listed(request)}
 
     async def left(self, request: gr.Request) -> None:
         """A tab was closed: if nobody of that visitor comes back soon, its answers are not worth the engine's time."""
-        self._queries.pop(request.session_hash or "", None)
-        view = self._views.pop(request.session_hash or "", None)
-        if view is not None:
-            asyncio.get_running_loop().call_later(LEFT_ALONE_SECONDS, self._abandon, view[0])
+        visitor = self._tabs.closed(request)
+        if visitor is not None:
+            asyncio.get_running_loop().call_later(LEFT_ALONE_SECONDS, self._abandon, visitor)
 
     def _abandon(self, visitor: str) -> None:
-        if all(owner != visitor for owner, _ in self._views.values()):
+        if not self._tabs.has(visitor):
             for reply in self._replies.of(visitor):
                 reply.abandon()
 
@@ -239,18 +235,18 @@ class Chat:
         pause, seen = FASTEST_UPDATE_SECONDS, ("", "")
         while not reply.done:
             await reply.wait(1.0)
-            if not self._shows(request, conversation):
+            if not self._tabs.shows(request, conversation):
                 return
             if not reply.done and (now := (reply.text, reply.heard)) != seen:
                 seen, began = now, time.perf_counter()
                 yield {"chat": self._rendered(conversation, reply)}
                 pause = max(FASTEST_UPDATE_SECONDS, 2 * (time.perf_counter() - began))
                 await asyncio.sleep(pause)
-        if self._shows(request, conversation):
+        if self._tabs.shows(request, conversation):
             yield {
                 "chat": self._rendered(conversation),
                 "voice": gr.skip() if self._replies.current(conversation.visitor, conversation.id) else _ended(reply),
-                "history": self._listed(request, conversation.id),
+                "history": self._tabs.listed(request, conversation.id),
                 "title": gr.update(value=conversation.title, visible=True),
             }
 
@@ -273,32 +269,9 @@ class Chat:
             raise BadRequest("This message is no longer in the conversation. Please reload the page.")
         return conversation.turns[index]
 
-    def _visitor(self, request: gr.Request) -> str:
-        visitor = name_of(request.cookies)
-        if not visitor:
-            raise gr.Error("This page needs its cookie to keep your conversations apart. Please allow it and reload.")
-        return visitor
-
-    def _opened(self, request: gr.Request, key: str) -> Conversation:
-        visitor = self._visitor(request)
-        conversation = self._store.get(visitor, key) or self._store.new(visitor)
-        self._show(request, conversation)
-        return conversation
-
-    def _show(self, request: gr.Request, conversation: Conversation) -> None:
-        self._views[request.session_hash or ""] = (conversation.visitor, conversation.id)
-
-    def _shows(self, request: gr.Request, conversation: Conversation) -> bool:
-        return self._views.get(request.session_hash or "") == (conversation.visitor, conversation.id)
-
     def _rendered(self, conversation: Conversation, live: LiveReply | None = None) -> Any:
         messages = render.conversation(conversation.turns, live)
         return gr.update(value=messages, feedback_value=render.likes(conversation.turns))
-
-    def _listed(self, request: gr.Request, chosen: str | None = None) -> Any:
-        found = self._store.all(self._visitor(request), self._queries.get(request.session_hash or "", ""))
-        choices = [(conversation.title, conversation.id) for conversation in found]
-        return gr.update(choices=choices, value=chosen if any(key == chosen for _, key in choices) else None)
 
 
 def _ended(reply: LiveReply) -> Update:
