@@ -40,6 +40,11 @@ class Settings(BaseSettings):
         SecretStr(""), description="Bearer token that callers of /v1 must send; empty for none."
     )
 
+    hub_login: Literal["off", "optional", "required"] = Field(
+        "off", description="Sign in with Hugging Face: off; optional, to push models with one's own token; required, "
+        "and nobody else gets in. Takes an OAuth application; a Space that has one makes it optional."
+    )  # fmt: skip
+
     serve_model: str = Field(
         "", description="Folder of a model to serve from the start, where a GPU can hold it; until then, or where none "
         "can, the builtin engine answers."

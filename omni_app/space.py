@@ -28,6 +28,8 @@ NEEDED = (
 """The Quantize page runs `quantize` for its estimates, and the serve list says what a server's environment needs."""
 LIMITS = {"visitor_replies": 2, "visitor_per_minute": 20, "proxies": 1, "idle_minutes": 30.0}
 """What a public Space sets where its owner has not: strangers share one small machine behind one proxy."""
+OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+"""What a Space with `hf_oauth: true` is told of its OAuth application."""
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -37,8 +39,17 @@ def is_space(environ: Mapping[str, str] = os.environ) -> bool:
 
 def hosts(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
     """The public names of this Space, its own domain included; empty elsewhere."""
+    return frozenset(_hosts(environ))
+
+
+def home(environ: Mapping[str, str] = os.environ) -> str:
+    """The first of the public names, which the hub sends visitors back to; empty elsewhere."""
+    return next(iter(_hosts(environ)), "")
+
+
+def _hosts(environ: Mapping[str, str]) -> list[str]:
     names = environ.get("SPACE_HOST", "").split(",") if is_space(environ) else []
-    return frozenset(name.strip().lower() for name in names if name.strip())
+    return [name.strip().lower() for name in names if name.strip()]
 
 
 def adapted(settings: Settings, environ: Mapping[str, str] = os.environ, persistent: Path = PERSISTENT) -> Settings:
@@ -52,6 +63,7 @@ def adapted(settings: Settings, environ: Mapping[str, str] = os.environ, persist
         "data_dir": folder / "omni-app",
         "cache_dir": folder / "omni-app-cache",
         **LIMITS,
+        "hub_login": "optional" if all(environ.get(name) for name in OAUTH) else "off",
     }
     asked_for = settings.model_fields_set
     return settings.model_copy(update={name: value for name, value in wanted.items() if name not in asked_for})

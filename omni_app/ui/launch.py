@@ -19,6 +19,7 @@ from omni_app import api, engines, space
 from omni_app.access import ToolGuard, malformed
 from omni_app.certificate import ensure
 from omni_app.engines.base import Engine
+from omni_app.hub_login import HubLogin, SignIn
 from omni_app.media import Limits
 from omni_app.runner import Runner
 from omni_app.server import autostart
@@ -94,10 +95,11 @@ async def follow_own_server(settings: Settings, runner: Runner) -> None:
 
 def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
     """Start the server with this runner; returns the page and its address while it runs in threads of its own."""
+    hub = HubLogin.of(settings)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     # Gradio names its copies by content and deletes its own at the end, so two apps must not share the folder.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.data_dir / "gradio"))
-    demo, routes = assemble(settings, runner)
+    demo, routes = assemble(settings, runner, hub)
     _warn_of_exposure(settings)
     certificate = _certificate(settings)
     _, url, _ = demo.queue(max_size=settings.max_waiting).launch(
@@ -108,20 +110,20 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
         css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True, mcp_server=True,
         state_session_capacity=MOST_SESSIONS,
         app_kwargs={
-            "routes": routes, "lifespan": _lifespan(settings, runner), "middleware": _middleware(settings),
+            "routes": routes, "lifespan": _lifespan(settings, runner), "middleware": _middleware(settings, hub),
             "exception_handlers": {RequestValidationError: malformed},
         },
     )  # fmt: skip
     return demo, url
 
 
-def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
+def assemble(settings: Settings, runner: Runner, hub: HubLogin | None) -> tuple[gr.Blocks, list[Any]]:
     """The page and every route of ours, wired to one engine."""
     limits, replies, store = Limits.of(settings), Replies(), Store(settings.data_dir)
     turnstile = Turnstile.of(settings)
     utterances = speech.Utterances(settings.data_dir / "utterances", limits)
     chat = Chat(Dialogues(runner, store, replies, turnstile), store, replies, utterances, limits)
-    demo = Page(chat, runner, ask_tool(runner, limits, turnstile, settings.proxies)).build()
+    demo = Page(chat, runner, ask_tool(runner, limits, turnstile, settings.proxies), sign_in=hub is not None).build()
     operators, control = Operators(settings), ServerControl(settings)
     QuantizePage(settings, control, operators).mount(demo)
     SystemPage(runner, settings, control, operators).mount(demo)
@@ -129,6 +131,7 @@ def assemble(settings: Settings, runner: Runner) -> tuple[gr.Blocks, list[Any]]:
         *api.routes(runner, settings, limits, turnstile),
         *speech.routes(replies, utterances, limits),
         *export.routes(store),
+        *(hub.routes() if hub else ()),
     ]
     return demo, routes
 
@@ -161,9 +164,10 @@ def _certificate(settings: Settings) -> dict[str, Any]:
     return {"ssl_certfile": str(found.certificate), "ssl_keyfile": str(found.key), "ssl_verify": False}
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def _middleware(settings: Settings, hub: HubLogin | None) -> list[Middleware]:
     return [
         Middleware(HeadersMiddleware),
+        *([Middleware(SignIn, hub=hub)] if hub else ()),
         Middleware(VisitorMiddleware, private=settings.data_dir / VISITORS),
         Middleware(ToolGuard, settings=settings),
         Middleware(Gate, limits=Limits.of(settings), folder=Path(os.environ["GRADIO_TEMP_DIR"])),

@@ -19,6 +19,7 @@ from omni_app.engines.base import EngineStatus
 from omni_app.runner import Runner
 from omni_app.ui import examples
 from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat, Wishes
+from omni_app.ui.sign_in import Blocks, sign_in_button
 from omni_app.ui.tools import Ask
 
 STATIC = Path(__file__).parent / "static"
@@ -44,7 +45,8 @@ LATEX: list[dict[str, str | bool]] = [
 class Page:
     """The widgets by name, so that handlers can speak of them without holding them."""
 
-    def __init__(self, chat: Chat, runner: Runner, ask: Ask) -> None:
+    def __init__(self, chat: Chat, runner: Runner, ask: Ask, sign_in: bool = False) -> None:
+        self._sign_in = sign_in
         self._chat = chat
         self._runner = runner
         self._ask = ask
@@ -52,13 +54,13 @@ class Page:
 
     def build(self) -> gr.Blocks:
         demo: gr.Blocks
-        with gr.Blocks(
+        with Blocks(
             title="Omni: talk to Qwen3-Omni", fill_height=True, fill_width=True, analytics_enabled=False,
             delete_cache=(3600, 86400),
         ) as demo:  # fmt: skip
             Navbar(main_page_name="Talk")
             self._sidebar()
-            self._conversation()
+            self._conversation(demo)
             self._chat_events(demo)
             self._settings_events(demo)
             self._status_events(demo)
@@ -97,11 +99,14 @@ class Page:
             DEFAULTS.system_prompt, label="System prompt", lines=3, placeholder="Who should answer, and how"
         )
 
-    def _conversation(self) -> None:
+    def _conversation(self, demo: gr.Blocks) -> None:
         add = self._widgets
         # Which conversation this tab shows; it survives a reload, and a restart of the server under an open page.
         add["key"] = gr.BrowserState("", storage_key="omni-conversation", secret=BROWSER_SECRET)
-        add["header"] = gr.HTML(self._header(), elem_id="header")
+        with gr.Row(elem_classes="top"):
+            add["header"] = gr.HTML(self._header(), elem_id="header")
+            if self._sign_in:
+                sign_in_button(demo)
         add["chat"] = gr.Chatbot(
             show_label=False, label="Conversation", elem_id="chat", height="auto",
             editable="user", group_consecutive_messages=False, buttons=["copy", "copy_all"], layout="bubble",

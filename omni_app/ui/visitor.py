@@ -1,8 +1,4 @@
-"""Who is who: an unguessable cookie per browser.
-
-The cookie is HttpOnly, so no script in an answer can read it; over HTTPS it is `Partitioned` and `SameSite=None`, so
-that it also holds inside the frame of a hosting site.
-"""
+"""Who is who: an unguessable cookie per browser."""
 
 from __future__ import annotations
 
@@ -12,12 +8,12 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request, cookie_parser
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omni_app.access import logged_in
+from omni_app.access import cookie, logged_in, over_https
 
 COOKIE = "omni_visitor"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -57,14 +53,14 @@ class VisitorMiddleware:
         if self._is_private(scope["path"]):
             await Response(status_code=404)(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        is_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
-        is_new = is_page and not name_of(cookie_parser(headers.get("cookie", "")))
-        secure = scope["scheme"] == "https" or headers.get("x-forwarded-proto", "").startswith("https")
+        request = HTTPConnection(scope)
+        is_page = scope["method"] == "GET" and "text/html" in request.headers.get("accept", "")
+        is_new = is_page and not name_of(request.cookies)
+        given = cookie(COOKIE, secrets.token_urlsafe(32), _YEAR, over_https(request))
 
         async def send_with_cookie(message: Message) -> None:
             if is_new and message["type"] == "http.response.start":
-                MutableHeaders(scope=message).append("set-cookie", _cookie(secure))
+                MutableHeaders(scope=message).append("set-cookie", given)
             await send(message)
 
         await self.app(scope, receive, send_with_cookie)
@@ -73,8 +69,3 @@ class VisitorMiddleware:
         asked = _FILE_ROUTE.search(path)
         named = (Path("/", asked[1]), Path(asked[1])) if asked else ()
         return any(file.resolve().is_relative_to(self._private) for file in named)
-
-
-def _cookie(secure: bool) -> str:
-    reach = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
-    return f"{COOKIE}={secrets.token_urlsafe(32)}; Path=/; Max-Age={_YEAR}; HttpOnly; {reach}"
