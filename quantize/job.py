@@ -190,11 +190,12 @@ def ahead(job: Job) -> list[Job]:
     return [other for other in reversed(others) if other.state.status in LIVE]
 
 
-def require_alone(jobs: Path, request: Request) -> None:
+def require_alone(jobs: Path, request: Request, own: Job | None = None) -> None:
     """Raises BadRequest where a living job makes the same folder: one would remove what the other has half written."""
     if request.task == "verify":
         return
-    if other := next((o for o in find(jobs) if o.state.status in LIVE and o.request.output == request.output), None):
+    living = (job for job in find(jobs) if job != own and job.state.status in LIVE)
+    if other := next((job for job in living if job.request.output == request.output), None):
         raise BadRequest(f"Job {other.id} already makes {request.output}; name another output folder.")
 
 
@@ -202,7 +203,7 @@ def start(job: Job) -> None:
     """Run the job in a process of its own that outlives this one; also to go on with an interrupted one."""
     if job.state.status not in (Status.QUEUED, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED):
         raise BadRequest(f"Job {job.id} is {job.state.status}; only one that is not running or done can be started.")
-    require_alone(job.folder.parent, job.request)
+    require_alone(job.folder.parent, job.request, job)
     job.write_state(replace(State(Status.QUEUED), created=time.time()))
     with (job.folder / "log.txt").open("ab") as log:
         subprocess.Popen(  # outlives us on purpose: the folder says how it goes

@@ -207,6 +207,15 @@ def test_two_living_jobs_never_make_one_folder(tmp_path: Path) -> None:
     job.require_alone(tmp_path / "jobs", first.request)
 
 
+def test_a_job_is_started_by_command(
+    text_model: Path, tmp_path: Path, command: Command, python_as_worker: Stand
+) -> None:
+    python_as_worker("exit 0")
+    asked = command("start", text_model, tmp_path / "out", "--jobs", tmp_path / "jobs", "--scheme", "FP8_DYNAMIC")
+    told = subprocess.run(asked, cwd=environment.ROOT, capture_output=True, text=True, check=True).stdout
+    until(lambda: Job(Path(json.loads(told)["job"])).state.status is Status.DONE)
+
+
 def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_QUANTIZE_PYTHON", str(tmp_path / "nothing"))
     state = supervisor.run(made(tmp_path))
