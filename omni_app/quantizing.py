@@ -237,7 +237,7 @@ def _ask(command: str, *arguments: str) -> Any:
     """The last line of what the quantizer answers. Raises BadRequest with its own words."""
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "quantize", command, *arguments], cwd=ROOT, env=_environment(),
+            [sys.executable, "-m", "quantize", command, *arguments], cwd=ROOT, env=environment(),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
@@ -259,8 +259,9 @@ def _last_json(text: str) -> Any:
         return None
 
 
-def _environment() -> dict[str, str]:
-    """Ours without our own settings, which hold passwords; a job and its log outlive the app."""
-    own = {name for name in os.environ if name.startswith("OMNI_") and not name.startswith("OMNI_QUANTIZE")}
+def environment() -> dict[str, str]:
+    """Ours without our own settings and login, which hold passwords; a job and its log outlive the app."""
+    secret = ("OMNI_", "OAUTH_CLIENT_SECRET")
+    own = {name for name in os.environ if name.startswith(secret) and not name.startswith("OMNI_QUANTIZE")}
     listener = shlex.join([sys.executable, "-m", "omni_app", "transcribe"])
     return {"QUANTIZE_ASR": listener} | {name: value for name, value in os.environ.items() if name not in own}

@@ -70,7 +70,11 @@ def _arguments() -> argparse.ArgumentParser:
     pushing.add_argument("repo", help="owner/name")
     pushing.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
     pushing.add_argument("--dry-run", action="store_true", help="print exactly what would be uploaded; send nothing")
-    pushing.add_argument("--visitor", action="store_true", help=f"use the token in {push.VISITOR_TOKEN} and no other")
+    pushing.add_argument(
+        "--visitor",
+        action="store_true",
+        help=f"use the token in {push.VISITOR_TOKEN} and no other; end with the program that asks",
+    )
     looking = commands.add_parser("inspect", help="how much of each part is quantized, and whether it can be served")
     looking.add_argument("folder", type=Path)
     converting = commands.add_parser("convert", help="turn ModelOpt's NVFP4 into compressed-tensors, proven equal")
@@ -246,14 +250,20 @@ def _card(found: argparse.Namespace) -> int:
 
 
 def _push(found: argparse.Namespace) -> int:
+    if found.visitor:
+        push.end_with_caller()
     if found.dry_run:
-        upload = push.listing(found.folder, found.repo, not found.public)
+        upload = push.listing(found.folder, found.repo, not found.public, _say)
         print(json.dumps(upload.as_dict()))
         print(upload.table(), file=sys.stderr)
         return 0
     token = push.own_token(found.visitor)
-    print(json.dumps({"url": push.push(found.folder, found.repo, token, not found.public)}))
+    print(json.dumps({"url": push.push(found.folder, found.repo, token, not found.public, _say)}))
     return 0
+
+
+def _say(stage: str, done: int, total: int, layer: str = "") -> None:
+    print(json.dumps({"stage": stage, "done": done, "total": total, "layer": layer}), flush=True)
 
 
 def _jobs(found: argparse.Namespace) -> int:

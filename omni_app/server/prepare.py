@@ -147,7 +147,8 @@ def _not_installed(vllm: Path) -> str:
 
 def _environment(vllm: Path, planned: Mapping[str, str], key: str) -> dict[str, str]:
     """Ours without our own settings and secrets; the key goes this way because everybody can read a command line."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMNI_", "VIRTUAL_ENV"))}
+    kept_back = ("OMNI_", "OAUTH_", "VIRTUAL_ENV")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(kept_back)}
     # Kernels are compiled at run time with tools of that environment, such as ninja.
     path = f"{vllm.parent}{os.pathsep}{inherited.get('PATH', os.defpath)}"
     return {**inherited, **planned, "PATH": path, **({"VLLM_API_KEY": key} if key else {})}

@@ -29,6 +29,7 @@ from omni_app.ui.operators import Operators
 from omni_app.ui.quantize_jobs import JobsPanel
 from omni_app.ui.quantize_packed import PackedPanel
 from omni_app.ui.quantize_plots import estimate_html, size
+from omni_app.ui.sign_in import sign_in_button
 from omni_app.ui.system import alert
 
 DEFAULT = Recipe(scheme="NVFP4A16", algorithm="rtn")
@@ -56,8 +57,9 @@ FIRST_USE = (
 class QuantizePage:
     def __init__(self, settings: Settings, control: ServerControl, operators: Operators) -> None:
         self._quantizer = Quantizer(settings)
+        self._sign_in = settings.hub_login != "off"
         self._operators = operators
-        self._jobs = JobsPanel(self._quantizer, control, operators)
+        self._jobs = JobsPanel(self._quantizer, control, operators, self._sign_in)
         self._packed = PackedPanel(self._quantizer, self._free)
         self._widgets: dict[str, Any] = {}
 
@@ -65,7 +67,10 @@ class QuantizePage:
         """Add the page to a finished app."""
         with demo.route("Quantize", "/quantize"):
             Navbar(main_page_name="Talk")
-            gr.HTML(_head(self._operators.possible), padding=False)
+            with gr.Row(elem_classes="top"):
+                gr.HTML(_head(self._operators.possible), padding=False)
+                if self._sign_in:
+                    sign_in_button(demo)
             self._password = gr.Textbox(
                 "", label="Operator's password", type="password", visible=self._operators.ask_for_password
             )

@@ -16,10 +16,12 @@ import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 
 from omni_app.errors import BadRequest, OmniError
+from omni_app.hub_login import Person, person_of
 from omni_app.jobs import LIVE, Job
 from omni_app.quantizing import Quantizer
 from omni_app.server.control import ServerControl
 from omni_app.server.prepare import Order
+from omni_app.ui import quantize_push
 from omni_app.ui.operators import Operators
 from omni_app.ui.quantize_job import Snapshot, job_html, line
 from omni_app.ui.quantize_plots import report_html
@@ -28,7 +30,7 @@ from omni_app.ui.system import alert
 LIVE_S, RESTING_S = 1.0, 5.0
 """Seconds between two looks while a job lives, and while none does: another visitor may start one."""
 SHOWN = ("panel", "list", "job", "log", "cancel", "again", "report", "before", "after", "save", "save_json", "card",
-         "cards", "serve", "timer")  # fmt: skip
+         "cards", "serve", "timer", *quantize_push.SHOWN)  # fmt: skip
 CONFIRM_CANCEL = """(password, chosen) => {
   if (!confirm('Cancel this job? What it has made so far is removed.')) throw new Error('kept');
   return [password, chosen];
@@ -38,11 +40,14 @@ Look = dict[str, dict[str, Any]]
 
 
 class JobsPanel:
-    def __init__(self, quantizer: Quantizer, control: ServerControl, operators: Operators) -> None:
+    def __init__(
+        self, quantizer: Quantizer, control: ServerControl, operators: Operators, sign_in: bool = False
+    ) -> None:
         self._quantizer = quantizer
         self._control = control
         self._operators = operators
         self._widgets: dict[str, Any] = {}
+        self._push = quantize_push.PushPanel(self._find, self._try, sign_in)
 
     def build(self) -> None:
         add = self._widgets
@@ -79,6 +84,7 @@ class JobsPanel:
             )
         with gr.Accordion("Model card", open=False, visible=False) as add["cards"]:
             add["card"] = gr.Markdown(elem_id="card")
+        self._push.build(add)
 
     def events(self, demo: gr.Blocks, password: gr.Textbox) -> dict[str, Any]:
         """Wire everything; returns what an event must do for the panel to look anew."""
@@ -93,28 +99,31 @@ class JobsPanel:
         for name, act in acts.items():
             asking = {"js": CONFIRM_CANCEL} if name == "cancel" else {}
             w[name].click(act, both, w["answer"], api_visibility="private", **asking).then(**look)
+        self._push.events(w, both, look)
         return look
 
     async def _look(self, password: str, chosen: str, seen: Look | None, request: gr.Request) -> list[Any]:
         """What has changed since this tab was told last: sound would begin anew, and a list lose its focus."""
         operator = await self._operators.let_in(password, request)
-        look = await anyio.to_thread.run_sync(self.shown, chosen) if operator else hidden()
+        person = person_of(request.request)
+        look = await anyio.to_thread.run_sync(self.shown, chosen, person) if operator else hidden()
         known = seen or {}
         return [look, *(gr.skip() if known.get(name) == look[name] else gr.update(**look[name]) for name in SHOWN)]
 
-    def shown(self, chosen: str) -> Look:
+    def shown(self, chosen: str, person: Person | None = None) -> Look:
         found = self._quantizer.jobs()
         jobs = {job.id: Snapshot.of(job, self._quantizer) for job in found}
         if not jobs:
             return hidden(LIVE_S)
         job = next((job for job in found if job.id == chosen), None) or _newest(found, jobs)
-        living = any(one.state.status in LIVE for one in jobs.values())
+        living = self._push.busy or any(one.state.status in LIVE for one in jobs.values())
         names = [(line(one), name) for name, one in jobs.items()]
         return {
             "panel": {"visible": True},
             "list": {"choices": names, "value": job.id, "visible": len(names) > 1},
             "timer": {"value": LIVE_S if living else RESTING_S, "active": True},
             **self._job(job, jobs[job.id]),
+            **self._push.shown(job, jobs[job.id].state.status == "done", person),
         }
 
     def _job(self, job: Job, at: Snapshot) -> Look:
