@@ -1,4 +1,4 @@
-"""A network that can go away without a word, as Wi-Fi does: nothing is forwarded, nothing is closed, nothing refused."""
+"""A network that can go away without a word, as Wi-Fi does: nothing is forwarded, closed or refused."""
 
 from __future__ import annotations
 

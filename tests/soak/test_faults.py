@@ -1,5 +1,6 @@
-"""The model's server dies or freezes in mid-answer, the disk is full: what was said stays, the words are clear, and it
-works again by itself. How an open page takes a restart of the app: `tests/ui/test_manners.py`."""
+"""The model's server dies, freezes or is cut off in mid-answer, the disk is full: what was said stays, the words are
+clear, and it works again by itself. How an open page takes a restart of the app: `tests/ui/test_manners.py`; and a
+network that drops: `tests/ui/test_network.py`."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from omni_app.runner import Runner
 from omni_app.settings import Settings
 from tests.media import makers
 from tests.soak.app import App, running
+from tests.soak.line import line
 
 LONG = [Message.of("user", "slow long story")]
 SHORT = [Message.of("user", "are you back")]
@@ -48,8 +50,8 @@ async def back(runner: Runner) -> str:
             await asyncio.sleep(0.2)
 
 
-async def connected(server: App) -> AsyncIterator[Runner]:
-    settings = Settings(endpoint=server.url, silence_seconds=1.5)
+async def connected(endpoint: str) -> AsyncIterator[Runner]:
+    settings = Settings(endpoint=endpoint, silence_seconds=1.5)
     spec, because = engines.choose(settings)
     runner = Runner(spec.create(settings), because, 4)
     runner.start()
@@ -61,7 +63,7 @@ async def connected(server: App) -> AsyncIterator[Runner]:
 async def test_a_server_killed_in_mid_answer_is_told_and_used_again_when_it_is_back() -> None:
     with running() as server:
         port = httpx.URL(server.url).port or 0
-        async for runner in connected(server):
+        async for runner in connected(server.url):
             text, error = await told(runner, LONG, server.process.kill)
             assert text.startswith("echo: slow long")
             assert "closed the connection in the middle of the answer" in error
@@ -74,11 +76,25 @@ async def test_a_server_killed_in_mid_answer_is_told_and_used_again_when_it_is_b
 @pytest.mark.anyio
 async def test_a_frozen_server_is_told_and_used_again_when_it_thaws() -> None:
     with running() as server:
-        async for runner in connected(server):
+        async for runner in connected(server.url):
             text, error = await told(runner, LONG, server.process.suspend)
             assert text.startswith("echo: slow long")
             assert "1.5" in error or "seconds" in error, error
             server.process.resume()
+            assert await back(runner) == "echo: are you back "
+
+
+@pytest.mark.anyio
+async def test_a_network_that_swallows_everything_is_told_and_used_again_when_it_is_back() -> None:
+    with running() as server, line(httpx.URL(server.url).port or 0) as wire:
+        async for runner in connected(wire.url):
+            text, error = await told(runner, LONG, wire.cut)
+            assert text.startswith("echo: slow long")
+            assert "nothing came for 1.5 seconds" in error
+            async with asyncio.timeout(60):
+                _, error = await told(runner, SHORT)
+            assert "went silent" in error, error
+            wire.mend()
             assert await back(runner) == "echo: are you back "
 
 

@@ -1,10 +1,11 @@
 // The bar under the conversation: talk, camera, stop, and one line that says what is going on.
+const REVIVED_WITHIN_MS = 2500;
 const part = (name) => element.querySelector(`[data-part=${name}]`);
 const talk = part('talk'), camera = part('camera'), stopButton = part('stop'), line = part('status');
 const say = (text) => { if (line.textContent !== text) line.textContent = text; };
 // `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
-let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
+let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null, revival = null;
 
 const player = new SpeechPlayer({on: refresh});
 element.speechPlayer = player;
@@ -28,10 +29,17 @@ function stop() {
 const link = new ServerWatch({
   pending: () => busy || asked || player.speaking,
   lost: () => { player.stop(); idle(); },
-  back: () => { idle(); trigger('back'); },
+  back: () => { idle(); trigger('back'); revival ??= setTimeout(reload, REVIVED_WITHIN_MS); },
 });
+// Behind a network that went away without a word Gradio's own stream may be dead, and only a new page opens another.
+function reload() {
+  sessionStorage.setItem('draft', box().value);
+  location.reload();
+}
 
 watch('value', () => {
+  clearTimeout(revival);
+  revival = null;
   const value = props.value || {};
   busy = Boolean(value.busy);
   const fresh = value.run && value.run !== run;
@@ -187,6 +195,15 @@ camera.addEventListener('click', () => { if (!opening) view.hidden ? openCamera(
 part('shoot').addEventListener('click', attachPhoto);
 part('cancel').addEventListener('click', closeCamera);
 refresh();
+
+const draft = sessionStorage.getItem('draft');
+sessionStorage.removeItem('draft');
+// Gradio forgets what is written before it has taken the page over.
+if (draft) setTimeout(() => {
+  if (box().value) return;
+  box().value = draft;
+  box().dispatchEvent(new Event('input', {bubbles: true}));
+}, 1000);
 
 // On a phone the sidebar covers the page; it opens when asked for. Gradio lays it out some time after this runs.
 if (matchMedia('(max-width: 768px)').matches) {
