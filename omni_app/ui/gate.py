@@ -61,7 +61,9 @@ class Gate:
         except OSError as error:
             await told.end(unkept("The file", error), scope, receive)
         except Exception as error:
-            log.warning("%s broke over a request", scope["path"], exc_info=error)
+            # one line: anybody can make as many of these as they like
+            log.warning("%s broke over a request: %.200r", scope["path"], error)
+            log.debug("where it broke", exc_info=error)
             await told.end(BadRequest(_UNREADABLE), scope, receive)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:

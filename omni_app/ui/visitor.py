@@ -66,6 +66,8 @@ class VisitorMiddleware:
         await self.app(scope, receive, send_with_cookie)
 
     def _is_private(self, path: str) -> bool:
+        if "\0" in path:
+            return True  # it names no file, and whoever looked for one would break
         asked = _FILE_ROUTE.search(path)
         named = (Path("/", asked[1]), Path(asked[1])) if asked else ()
         return any(file.resolve().is_relative_to(self._private) for file in named)

@@ -117,7 +117,7 @@ def upload(dice: random.Random) -> Input:
 
 def join(dice: random.Random) -> Input:
     """An event of the page, and what its stream then says."""
-    who = f"fuzz{dice.randrange(50)}"
+    who = f"fuzz{dice.getrandbits(64)}"  # two listeners would take from each other
     message = {"text": dice.choice(("hello", "slow", "", " ")), "files": dice.choice(([], [{"path": "/etc/passwd"}]))}
     data = dice.choice(([], [message, "", True, "automatic", 0, 0.2, ""], ["", None], [message], [None] * 9))
     body = {
