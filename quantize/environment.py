@@ -15,20 +15,25 @@ from quantize.progress import Tell, silent
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-_VARIABLE = "OMNI_QUANTIZE_PYTHON"
+_VARIABLE, _PLACE = "OMNI_QUANTIZE_PYTHON", "OMNI_QUANTIZE_VENV"
 
 
 def python() -> Path:
-    """Where the worker's interpreter is or will be: $OMNI_QUANTIZE_PYTHON, this one if it can, or .venv-quantize."""
+    """Where the worker's interpreter is or will be: $OMNI_QUANTIZE_PYTHON, this one if it can, or in `_venv`."""
     if named := os.environ.get(_VARIABLE):
         return Path(named)
     if _here():
         return Path(sys.executable)
-    return ROOT / ".venv-quantize" / "bin" / "python"
+    return _venv() / "bin" / "python"
+
+
+def _venv() -> Path:
+    """$OMNI_QUANTIZE_VENV, for an app whose own folder cannot be written to, or else .venv-quantize in that."""
+    return Path(os.environ.get(_PLACE) or ROOT / ".venv-quantize").expanduser().absolute()
 
 
 def ready() -> bool:
-    return _VARIABLE in os.environ or _here() or (ROOT / ".venv-quantize" / "ready").exists()
+    return _VARIABLE in os.environ or _here() or (_venv() / "ready").exists()
 
 
 def _here() -> bool:
@@ -43,7 +48,7 @@ def ensure(log: BinaryIO, tell: Tell = silent) -> Path:
     """The interpreter, built first if it must be: about 2 GB, a few minutes. Raises QuantizeError if that fails."""
     if ready():
         return _usable(python())
-    venv = ROOT / ".venv-quantize"
+    venv = _venv()
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
     steps = (
         [sys.executable, "-m", "venv", str(venv)],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _EVERY_SECONDS, _EVERY_MOST = 0.25, 5.0
 _UNEVEN = ("environment",)
-"""Stages whose few steps are too unlike each other to tell the time of the next by the last."""
+"""Stages of few steps, too unlike each other to tell the time of the next by the last; each is written down."""
 _LINES_A_STAGE = 400
 """A long stage writes a line less often, so that whoever follows reads kilobytes even of a day's work."""
 
@@ -52,7 +52,7 @@ class Reporter:
         now = self._clock()
         if stage != self._stage:
             self._stage, self._started, self._last = stage, now, 0.0
-        if now - self._last < self._pause(now) and done < total:
+        if stage not in _UNEVEN and now - self._last < self._pause(now) and done < total:
             return
         self._last = now
         even = done and stage not in _UNEVEN

@@ -260,6 +260,14 @@ def test_what_cannot_work_is_refused_at_once(
     assert ended.stderr.count("\n") == 1
 
 
+def test_steps_of_the_environment_are_each_told_and_promise_no_time(tmp_path: Path) -> None:
+    tell = Reporter(tmp_path / "progress.jsonl", lambda: 100.0)
+    for done in range(3):
+        tell("environment", done, 3, "")
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [(line["done"], line["seconds_left"]) for line in lines] == [(0, None), (1, None), (2, None)]
+
+
 def test_command_line_refuses_in_one_sentence(tmp_path: Path, command: Command) -> None:
     ended = subprocess.run(
         command("run", tmp_path, tmp_path / "out", "--jobs", tmp_path / "jobs"),
