@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize import checkpoint, formats
 from quantize.errors import ModelUnusable
+from quantize.formats import Layer
 from quantize.weights import Weights
 
 if TYPE_CHECKING:
@@ -70,21 +71,31 @@ def round_inputs(model: torch.nn.Module, quantized: Path) -> int:
     layers, weights, count = formats.layers(found.tensors), Weights(found), 0
     for name, module in model.named_modules():
         if name in layers:
-            scale = layers[name].tensors.get("input_global_scale")
-            module.register_forward_pre_hook(_rounding(activations, weights.get(scale) if scale else None))
+            module.register_forward_pre_hook(_rounding(activations, _input_scale(layers[name], weights)))
             count += 1
     return count
 
 
 def _activations(found: checkpoint.Checkpoint) -> Any:
-    """How inputs are quantized, None if they are not, or if another tool than compressed-tensors says so."""
-    from compressed_tensors.quantization import QuantizationConfig
+    """How inputs are quantized, None if they are not, or otherwise than by compressed-tensors or ModelOpt's NVFP4."""
+    from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
 
-    section = found.config.get("quantization_config", {})
+    layers = formats.layers(found.tensors).values()
+    if any(layer.kind == "nvfp4" and "input_scale" in layer.tensors for layer in layers):
+        return preset_name_to_scheme("NVFP4", ["Linear"]).input_activations
+    section = checkpoint.quantizer_sections(found.config).get("quantization_config", {})
     if section.get("quant_method") != "compressed-tensors":
         return None
     groups = QuantizationConfig.model_validate(section).config_groups
     return next(iter(groups.values())).input_activations
+
+
+def _input_scale(layer: Layer, weights: Weights) -> torch.Tensor | None:
+    """What an input is multiplied by before it is rounded: F32 [1], which ModelOpt stores as its inverse."""
+    if found := layer.tensors.get("input_global_scale"):
+        return weights.get(found)
+    found = layer.tensors.get("input_scale")
+    return weights.get(found).float().reshape(1).reciprocal() if found else None
 
 
 def _rounding(activations: Any, global_scale: torch.Tensor | None) -> Callable[..., tuple[torch.Tensor, ...]]:

@@ -176,13 +176,21 @@ def test_conversion_is_proven_equal_and_can_be_served(
 
 @pytest.mark.quantize
 @pytest.mark.timeout(600)
-def test_converted_model_speaks(
-    export: Export, command: Command, drive: Driver, tiny_omni: Path, tmp_path: Path
+def test_converted_model_reads_and_speaks_as_before(
+    export: Export, command: Command, tiny_omni: Path, tmp_path: Path
 ) -> None:
-    assert ran(command("convert", export("NVFP4"), tmp_path / "out"))[0] == 0
-    spoken = drive("speak.py", tmp_path / "out", tiny_omni)
-    assert spoken["finite"]
-    assert spoken["samples"] > 1000
+    folder, out = export("NVFP4"), tmp_path / "out"
+    assert ran(command("convert", folder, out))[0] == 0
+    measured = ("--original", tiny_omni, "--measure", "--sounds")
+    found = [ran(command("verify", one, *measured, tmp_path / one.name)) for one in (folder, out)]
+    assert [code for code, _ in found] == [0, 0]
+    before, after = (report["quality"] for _, report in found)
+    assert after == pytest.approx(before, rel=1e-4)
+    assert 0 < after["kl"] < 0.1
+    assert "speech" in found[1][1]["not_measured"]  # a random model says no words
+    sounds = [(tmp_path / one.name / "speech_after.wav").read_bytes() for one in (folder, out)]
+    assert len(sounds[0]) > 2_000
+    assert sounds[0] == sounds[1]
 
 
 @pytest.mark.quantize
