@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = "visitors"
 """The folder of the data folder that visitors fill on purpose."""
+COPY = re.compile(r"/gradio/[0-9a-f]{64}/[^/]+$")
+"""An upload, or a kept file that the page has shown; Gradio removes each after a day."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class App:
         return Holdings(rss / 1e6, threads, self.process.num_fds(), len(files), sum(sizes) / 1e6)
 
     def leftovers(self) -> list[Path]:
-        """Every file of the two folders except what visitors keep."""
+        """Every file of the two folders except what visitors keep, and the page's copies of that."""
         # unlike rglob, os.walk goes on when a folder is removed while it looks
         walked = [*os.walk(self.data), *os.walk(self.temporary)]
         inside = [Path(folder, name) for folder, _, names in walked for name in names]
-        return [path for path in inside if KEPT not in path.parts]
+        return [path for path in inside if KEPT not in path.parts and not COPY.search(str(path))]
 
 
 @contextlib.contextmanager

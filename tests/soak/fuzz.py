@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import random
-import re
 import sys
 import time
 from collections import Counter
@@ -30,7 +29,6 @@ MOST_SECONDS = 45.0
 MOST_GROWTH_MB = 60.0
 UTTERANCES_KEPT = 256
 """Recordings that may wait for their turn."""
-UPLOADED = re.compile(r"/gradio/[0-9a-f]{64}/[^/]+$")
 RUN = "gradio_api/run/ask"
 """Gradio's way for quick events, which answers every refusal of a function with 500 and JSON."""
 STREAM_SECONDS = 4.0
@@ -128,8 +126,8 @@ async def _text(answer: httpx.Response, seconds: float) -> str:
 
 
 def _left(app: App) -> list[str]:
-    """Recordings beyond those that may wait, and all else but whole uploads, which Gradio keeps for a day."""
-    left = [path for path in app.leftovers() if not UPLOADED.search(str(path))]
+    """Recordings beyond those that may wait, and all else."""
+    left = app.leftovers()
     waiting = [path for path in left if path.parent.name == "utterances"]
     others = [path for path in left if path.parent.name != "utterances"]
     return [str(path.relative_to(app.data.parent)) for path in waiting[UTTERANCES_KEPT:] + others]

@@ -1,6 +1,7 @@
 """Many at once, for long: `python -m tests.soak.load --seconds 600 --text-users 32 --speech-users 16`.
 
-Text users talk to the builtin engine; speech users to a scripted one that speaks as fast as people listen. Every answer
+Text users talk to the builtin engine; speech users to a scripted one that speaks as fast as people listen, and with
+`--browsers 2` so many real Chromiums sit before the page of that one and listen to the end. Every answer
 must be whole, none may fail, and over the second half nothing may grow. Prints a table and, as the last line, JSON; the
 exit status is 1 when something was found.
 """
@@ -15,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -24,6 +25,7 @@ import httpx
 
 from tests.scripted import tone
 from tests.soak.app import App, Holdings, running
+from tests.soak.browsers import Onlooker
 
 WORD_SECONDS = 0.2
 """How long the scripted engine speaks, and takes, for a word."""
@@ -121,9 +123,12 @@ def _samples(wav: str) -> int:
     return (len(base64.b64decode(wav)) - 44) // 2
 
 
+def _speech_bytes() -> int:
+    return len(f"echo: {SPOKEN}".split()) * len(tone(WORD_SECONDS))
+
+
 def _spoken_flaw(text: str, samples: int) -> str:
-    words = f"echo: {SPOKEN}"
-    expected = len(words.split()) * len(tone(WORD_SECONDS)) // 2
+    words, expected = f"echo: {SPOKEN}", _speech_bytes() // 2
     if text != words:
         return f"other words: {text[:80]}"
     return "" if samples == expected else f"{samples} samples of speech, not {expected}"
@@ -133,9 +138,11 @@ def _mean(held: list[Holdings], name: str) -> float:
     return statistics.fmean(getattr(one, name) for one in held)
 
 
-async def load(crowds: dict[str, Crowd], seconds: float) -> None:
+async def load(crowds: dict[str, Crowd], seconds: float, onlookers: Sequence[Onlooker] = ()) -> None:
     until = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
+        for onlooker in onlookers:
+            group.create_task(asyncio.to_thread(onlooker.talk, until))
         for crowd in crowds.values():
             group.create_task(crowd.talk(until))
 
@@ -149,24 +156,36 @@ def figures(crowd: Crowd) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def told_of(onlookers: Sequence[Onlooker]) -> dict[str, Any]:
+    problems = sum((one.problems for one in onlookers), Counter[str]())
+    found = [f"{count} x {problem}" for problem, count in problems.items()]
+    found += [f"browser {number} heard nothing whole" for number, one in enumerate(onlookers) if not one.whole]
+    return {"users": len(onlookers), "whole": sum(one.whole for one in onlookers), "found": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--text-users", type=int, default=32)
     parser.add_argument("--speech-users", type=int, default=16)
+    parser.add_argument("--browsers", type=int, default=0)
     given = parser.parse_args()
     with ExitStack() as stack:
-        crowds = {}
+        crowds, onlookers = {}, list[Onlooker]()
         if given.text_users:
             crowds["text"] = Crowd(stack.enter_context(running("builtin")), given.text_users, speech=False)
-        if given.speech_users:
+        if given.speech_users or given.browsers:
             app = stack.enter_context(running("scripted", WORD_SECONDS))
             crowds["speech"] = Crowd(app, given.speech_users, speech=True)
-        asyncio.run(load(crowds, given.seconds))
+            onlookers = [Onlooker(app.url, SPOKEN, _speech_bytes()) for _ in range(given.browsers)]
+        asyncio.run(load(crowds, given.seconds, onlookers))
         told = {name: figures(crowd) for name, crowd in crowds.items()}
+    if onlookers:
+        told["browsers"] = told_of(onlookers)
     for name, one in told.items():
-        print(f"{name}: {one['users']} users, {one['whole']} whole answers, median {one['median_s']} s")
-        for kind, grown in one["growth"].items():
+        median = f", median {one['median_s']} s" if "median_s" in one else ""
+        print(f"{name}: {one['users']} users, {one['whole']} whole answers{median}")
+        for kind, grown in one.get("growth", {}).items():
             print(f"  {kind:16} {one['last'][kind]:10.1f}  {grown:+8.2f} over the last half")
         print("\n".join(f"  FOUND {problem}" for problem in one["found"]) or "  nothing found")
     print(json.dumps({"seconds": given.seconds, **told}))

@@ -12,9 +12,11 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from omni_app.hub_login import LOGIN, OPEN
 from omni_app.runner import Runner
 from omni_app.settings import Settings
 from omni_app.ui.launch import serve
+from tests import scripted_openid
 from tests.media import makers
 from tests.scripted import ScriptedEngine
 
@@ -58,16 +60,39 @@ def ways_in(app: Any) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def test_a_stranger_is_let_in_by_no_route(guarded: tuple[str, Any]) -> None:
-    url, app = guarded
-    tried, let_in = ways_in(app), []
+def let_in(url: str, app: Any) -> set[str]:
+    """The paths that answer somebody without credentials with anything but a refusal."""
+    tried, found = ways_in(app), set()
     with httpx.Client(base_url=url, timeout=10) as client:
         for method, path in tried:
             with client.stream(method, path, json={}) as answer:
                 if answer.status_code not in EMPTY_HANDED:
-                    let_in.append(path)
+                    found.add(path)
     assert {"/v1/chat/completions", "/gradio_api/voice/x", "/gradio_api/export/x"} <= {path for _, path in tried}
-    assert set(let_in) - PUBLIC - PAGES - FORWARD == set()
+    return found
+
+
+def test_a_stranger_is_let_in_by_no_route(guarded: tuple[str, Any]) -> None:
+    assert let_in(*guarded) - PUBLIC - PAGES - FORWARD == set()
+
+
+def test_where_signing_in_is_required_only_the_way_to_it_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted_openid.providing("hf_of_ann") as provider:
+        for name, value in provider.variables().items():
+            monkeypatch.setenv(name, value)
+        settings = Settings(data_dir=tmp_path, port=0, hub_login="required")
+        demo, url = serve(settings, Runner(ScriptedEngine(), SECRET, 2))
+        try:
+            assert let_in(url, demo.app) - OPEN == set()
+            page = httpx.get(url, headers={"accept": "text/html"})
+            assert (page.status_code, SECRET in page.text, LOGIN in page.text) == (401, False, True)
+            with httpx.Client(base_url=url, follow_redirects=True, timeout=20) as ann:
+                assert SECRET in ann.get(LOGIN, headers={"accept": "text/html"}).text
+                assert ann.get("/v1/models").status_code == 200
+        finally:
+            demo.close()
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
