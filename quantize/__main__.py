@@ -100,10 +100,11 @@ def _recipe(found: argparse.Namespace) -> Recipe:
     base = RECIPES[found.recipe or "weight-only"][0]
     parts = tuple(found.parts.split(",")) if found.parts else base.parts
     samples = base.samples if found.samples is None else found.samples
-    if not 1 <= samples <= _MOST_SAMPLES:
-        raise BadRequest(f"{samples} calibration samples cannot be; take 1 to {_MOST_SAMPLES}.")
     scheme, algorithm = found.scheme or base.scheme, found.algorithm or base.algorithm
-    return Recipe(scheme, algorithm, parts, samples, found.group or 0, found.mix or base.mix)
+    made = Recipe(scheme, algorithm, parts, samples, found.group or 0, found.mix or base.mix)
+    if made.needs_data and not 1 <= samples <= _MOST_SAMPLES:
+        raise BadRequest(f"{samples} calibration samples cannot be; take 1 to {_MOST_SAMPLES}.")
+    return made
 
 
 def _estimate(found: argparse.Namespace) -> int:

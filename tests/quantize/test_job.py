@@ -243,7 +243,7 @@ def test_progress_tells_the_time_left(tmp_path: Path) -> None:
         (("start", "them/model", "--task", "verify"), "hf download them/model"),
         (("start", "{text}", "out", "--task", "convert"), "not made by ModelOpt"),
         (("start", "{text}", "--task", "verify", "--original", "{text}/none"), "is not a model folder"),
-        (("estimate", "{text}", "--samples", "-5"), "calibration samples cannot be"),
+        (("estimate", "{text}", "--recipe", "plan", "--samples", "-5"), "calibration samples cannot be"),
         (("run", "{text}", "out", "--jobs", "/dev/null"), "/dev/null/"),
     ],
 )
