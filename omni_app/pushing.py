@@ -71,10 +71,18 @@ class Push:
     def alive(self) -> bool:
         return self._reader.is_alive()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self) -> None:
+        """Until its process has ended and all that it said was read."""
+        self._reader.join()
+
     def stop(self) -> None:
         """End it; what was sent so far stands in no repository yet, for the commit comes last."""
         self._process.kill()
-        self._reader.join()
+        self.wait()
         self.error = "" if self.url else "Stopped. Begin it again at any time: what was sent is not sent twice."
 
     def _follow(self, token: str) -> None:

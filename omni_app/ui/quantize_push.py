@@ -45,9 +45,8 @@ class PushPanel:
         with gr.Accordion("Share it on the Hugging Face hub", open=False, visible=False, elem_id="share") as add[
             "share"
         ]:
-            with gr.Row(elem_id="repo-row"):
-                add["repo"] = gr.Textbox("", label="Repository", placeholder="owner/name", scale=3, min_width=240)
-                add["hidden"] = gr.Checkbox(True, label="Private", info="Nobody else sees it", scale=1, min_width=140)
+            add["repo"] = gr.Textbox("", label="Repository", placeholder="owner/name", max_lines=1)
+            add["hidden"] = gr.Checkbox(True, label="Private: nobody else sees it")
             add["token"] = gr.Textbox("", label=_token_label(None), type="password", max_lines=1)
             with gr.Row():
                 add["list_files"] = gr.Button("What would be uploaded")

@@ -16,8 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 OWNER, TOKEN = "user", "hf_users_own"
 COMMIT = "a" * 40
@@ -42,6 +45,8 @@ class Hub:
     """Bytes of bodies served, by file name."""
     asked: list[str] = field(default_factory=list)
     """Method and path of every request."""
+    logins: set[str] = field(default_factory=set)
+    """Every token that was sent along; empty for none."""
     full: bool = False
     """Whether the owner's storage has no room left."""
 
@@ -99,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({})
 
     def _note(self) -> None:
+        self.hub.logins.add(self._login)
         self.hub.asked.append(f"{self.command} {urlsplit(self.path).path}")
 
     @property
@@ -200,6 +206,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+@contextmanager
+def asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub, and an environment in which every command asks that one and keeps what it fetches in `home`."""
+    with serving() as found:
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "OMNI_HUB_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_ENDPOINT", found.address)
+        monkeypatch.setenv("HF_HOME", str(home))
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        yield found
 
 
 @contextmanager
