@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +62,18 @@ class App:
 
 @contextlib.contextmanager
 def running(
-    engine: str = "scripted", word_seconds: float = 0.0, most_replies: int = 64, port: int = 0
+    engine: str = "scripted",
+    word_seconds: float = 0.0,
+    most_replies: int = 64,
+    port: int = 0,
+    prefix: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> Iterator[App]:
-    """The app until the block ends; on a free port unless one is named."""
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        data, temporary = Path(folder) / "data", Path(folder) / "tmp"
-        data.mkdir()
-        temporary.mkdir()
-        command = [sys.executable, "-m", "tests.soak.app", str(data), "--engine", engine]
+    """The app until the block ends; on a free port and in a new folder unless others are named. `prefix` is a command
+    that runs the app."""
+    with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="soak-") as held:
+        data, temporary = Path(held) / "data", Path(held) / "tmp"
+        command = [*prefix, sys.executable, "-m", "tests.soak.app", str(data), "--engine", engine]
         command += ["--word-seconds", str(word_seconds), "--most-replies", str(most_replies)]
         command += ["--port", str(port)]
         environment = os.environ | {"TMPDIR": str(temporary)}
@@ -102,6 +106,8 @@ def main() -> None:
     parser.add_argument("--most-replies", type=int, default=64)
     parser.add_argument("--port", type=int, default=0)
     given = parser.parse_args()
+    for folder in (given.data, Path(os.environ.get("TMPDIR", given.data))):
+        folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(data_dir=given.data, port=given.port, engine="builtin", max_replies=given.most_replies)
     engine = ScriptedEngine(given.word_seconds) if given.engine == "scripted" else choose(settings)[0]
     demo, url = serve(settings, Runner(engine, "Chosen by the soak test.", given.most_replies))

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import resource
+import subprocess
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +28,10 @@ from tests.soak.line import line
 LONG = [Message.of("user", "slow long story")]
 SHORT = [Message.of("user", "are you back")]
 BACK_SECONDS = 10.0
+IN_A_SMALL_DISK = (
+    "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=3m none "$0" && exec "$@"',
+)  # fmt: skip
+"""Runs a command with a disk of 3 MB in the folder that is named next."""
 
 
 async def told(runner: Runner, messages: list[Message], then: Callable[[], object] = bool) -> tuple[str, str]:
@@ -110,6 +117,27 @@ def test_on_a_full_disk_questions_are_answered_and_files_refused_until_there_is_
         app.process.rlimit(resource.RLIMIT_FSIZE, limit)
         assert asked(app, with_file=True).status_code == 200
         assert app.leftovers() == []
+
+
+def test_a_disk_without_a_free_block_refuses_files_alone_and_keeps_nothing_of_them(tmp_path: Path) -> None:
+    if subprocess.run([*IN_A_SMALL_DISK, str(tmp_path), "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system of its own")
+    with running(prefix=(*IN_A_SMALL_DISK, str(tmp_path)), folder=tmp_path) as app:
+        inside = Path("/proc", str(app.process.pid), "root", *tmp_path.parts[1:])
+        filler = inside / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                continue
+        refused = asked(app, with_file=True)
+        assert refused.status_code == 507
+        assert "the disk of this server is full" in refused.json()["error"]["message"]
+        form = {"files": ("a.png", makers.picture(makers.field(), "PNG"))}
+        uploaded = httpx.post(f"{app.url}gradio_api/upload", files=form, timeout=30)
+        assert (uploaded.status_code, "Free some disk space" in uploaded.text) == (507, True)
+        assert asked(app, with_file=False).status_code == 200
+        assert [path for path in inside.rglob("*") if path.is_file()] == [filler]
+        filler.unlink()
+        assert asked(app, with_file=True).status_code == 200
 
 
 def asked(app: App, with_file: bool) -> httpx.Response:
