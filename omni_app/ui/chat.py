@@ -15,6 +15,7 @@ import gradio as gr
 
 from omni_app.conversation import Part, ReplyOptions
 from omni_app.errors import BadRequest, OmniError
+from omni_app.hub_login import person_of
 from omni_app.media import Limits, check_count, check_text, ingest
 from omni_app.ui import render
 from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
@@ -218,7 +219,10 @@ class Chat:
         """The reply runs before anything is yielded: each yield costs the visitor some milliseconds."""
         wish = Wishes(*wishes)
         prompt = wish.system_prompt or ""
-        reply, problem = await self._dialogues.answer(conversation, change, wish.options(), prompt)
+        person = person_of(request.request)
+        reply, problem = await self._dialogues.answer(
+            conversation, change, wish.options(), prompt, person.name if person else ""
+        )
         if problem:
             gr.Warning(problem)
         speech = wish.speech and self._dialogues.speaks

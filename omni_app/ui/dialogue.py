@@ -56,9 +56,12 @@ class Dialogues:
             await reply.stop()
 
     async def answer(
-        self, conversation: Conversation, change: Change, options: ReplyOptions, system_prompt: str
+        self, conversation: Conversation, change: Change, options: ReplyOptions, system_prompt: str, person: str = ""
     ) -> tuple[LiveReply, str]:
-        """Change the turns and start the answer to them; returns it, and what went wrong with keeping them."""
+        """Change the turns and start the answer to them; returns it, and what went wrong with keeping them.
+
+        person: the name of who is signed in, who is counted as one in every browser.
+        """
         async with self.alone(conversation):
             problem = self.change(conversation, change)
             speech_file = conversation.media_folder / f"answer-{secrets.token_hex(8)}.wav"
@@ -67,7 +70,9 @@ class Dialogues:
             messages = conversation.messages(system_prompt)
 
             def make(messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:
-                return self._turnstile.through(conversation.visitor, self._runner.reply(messages, options))
+                return self._turnstile.through(
+                    f"@{person}" if person else conversation.visitor, self._runner.reply(messages, options)
+                )
 
             reply.start(make, messages, options, lambda ended: self._keep(conversation, ended))
             return reply, problem

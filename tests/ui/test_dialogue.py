@@ -10,6 +10,7 @@ import pytest
 
 from omni_app.conversation import Part, ReplyOptions
 from omni_app.runner import Runner
+from omni_app.turnstile import Turnstile
 from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
 from omni_app.ui.live import LiveReply, Replies
 from omni_app.ui.store import Conversation, Store, Turn
@@ -94,3 +95,13 @@ async def test_full_disk_is_told_and_the_answer_is_made(house: House, tmp_path: 
     await ended(reply)
     assert house.conversation.turns[-1].text == "echo: hello "
     assert "was not kept" in house.conversation.turns[-1].note
+
+
+async def test_who_is_signed_in_counts_as_one_in_every_browser(house: House) -> None:
+    dialogues = Dialogues(house.runner, house.store, house.replies, Turnstile(per_minute=1))
+    notes = []
+    for visitor, person in (("a", "ann"), ("b", "ann"), ("c", "bob"), ("d", ""), ("e", "")):
+        reply, _ = await dialogues.answer(house.store.new(visitor * 32), asking("hello"), SPEAKING, "", person)
+        await ended(reply)
+        notes.append("within a minute" in reply.note)
+    assert notes == [False, True, False, False, False]
