@@ -71,7 +71,7 @@ def test_default_start_imports_no_torch() -> None:
 
 def test_messages_that_are_explained_are_still_said() -> None:
     page = (ROOT / "docs/troubleshooting.md").read_text()
-    said = "".join(path.read_text() for path in files(".py") if "tests" not in path.relative_to(ROOT).parts)
+    said = "".join(path.read_text() for path in files(".py", ".js") if "tests" not in path.relative_to(ROOT).parts)
     code = re.sub(r'"\s*\n\s*f?"', "", said)
     quoted = re.findall(r'^\| "([^"]+)" \|', page, re.MULTILINE)
     assert len(quoted) > 10
