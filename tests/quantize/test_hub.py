@@ -20,12 +20,7 @@ from tests.quantize.test_job import Command
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The scripted hub, and an environment in which every command asks that one."""
-    with scripted_hub.serving() as found:
-        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "OMNI_HUB_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("HF_ENDPOINT", found.address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    with scripted_hub.asked(tmp_path / "hf", monkeypatch) as found:
         yield found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.browser import Visitor, chromium_path, launched
 from omni_app.media.audio import write_wav
 from omni_app.runner import Runner
 from omni_app.settings import Settings
+from quantize import environment
 from tests.scripted import RATE, ScriptedEngine, tone
 
 PATIENCE_MS = 20_000
@@ -83,3 +85,19 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files") / "question.wav"
     write_wav(path, tone(3.0), RATE)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-Omni with every part."""
+    if not environment.ready():
+        pytest.skip("the quantizer's environment is not built: make quantize-env")
+    folder = tmp_path_factory.mktemp("models") / "tiny-omni"
+    in_environment("tiny_omni.py", folder)
+    return folder
+
+
+def in_environment(script: str, *arguments: object) -> None:
+    """Run a script of tests/quantize in the quantizer's interpreter."""
+    command = [str(environment.python()), str(environment.ROOT / "tests/quantize" / script), *map(str, arguments)]
+    subprocess.run(command, env=environment.variables(), check=True)

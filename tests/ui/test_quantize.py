@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from omni_app.runner import Runner
 from omni_app.server.control import ServerControl
 from omni_app.settings import Settings
 from omni_app.ui.quantize_plots import duration, size
-from quantize import environment
 from tests.scripted import ScriptedEngine
 from tests.stand_in_worker import small_model, stand_in
 from tests.ui.test_system import gr_secret, on_paper
@@ -153,17 +151,6 @@ def test_jobs_are_the_operators_wait_fail_start_again_and_are_cancelled(
         expect(state(other)).to_contain_text("At work for")
         worker.end(0)
         expect(state(other).locator(".chip")).to_have_text("done")
-
-
-@pytest.fixture(scope="module")
-def tiny_omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen3-Omni with every part."""
-    if not environment.ready():
-        pytest.skip("the quantizer's environment is not built: make quantize-env")
-    folder = tmp_path_factory.mktemp("models") / "tiny-omni"
-    script = environment.ROOT / "tests/quantize/tiny_omni.py"
-    subprocess.run([str(environment.python()), str(script), str(folder)], env=environment.variables(), check=True)
-    return folder
 
 
 @pytest.mark.browser
