@@ -242,13 +242,15 @@ def test_on_a_processor_the_builtin_engine_answers_behind_the_proxy(start: Calla
 async def test_secrets_lead_to_a_server_and_are_written_nowhere(
     serve: Serve, start: Callable[..., Started], tmp_path: Path
 ) -> None:
-    key, password, own = "k3y-of-the-server", "passw0rd-of-ann", "op3rators-word"
+    key, password, own, application = "k3y-of-the-server", "passw0rd-of-ann", "op3rators-word", "0auth-secret"
     settings = Settings(data_dir=tmp_path, serve_key=SecretStr(key))
     runner = Runner(ScriptedEngine(0.0), "", 4)
     runner.start()
     url = await serve(Starlette(routes=api.routes(runner, settings, Limits.of(settings))))
     secrets = {"OMNI_API_KEY": key, "OMNI_AUTH": f"ann:{password}", "OMNI_OPERATOR": own, "OMNI_SERVE_KEY": key[::-1]}
-    running = await to_thread.run_sync(lambda: start(OMNI_ENDPOINT=url, **secrets))
+    oauth = {"OAUTH_CLIENT_ID": "client", "OAUTH_CLIENT_SECRET": application, "OAUTH_SCOPES": "openid profile",
+             "OPENID_PROVIDER_URL": "https://hub.example"}  # fmt: skip
+    running = await to_thread.run_sync(lambda: start(OMNI_ENDPOINT=url, **secrets, **oauth))
     assert (await to_thread.run_sync(running.ask)).status_code == 401
     answer = await to_thread.run_sync(lambda: running.ask(authorization=f"Bearer {key[::-1]}"))
     assert answer.json()["choices"][0]["message"]["content"].startswith("echo: What is the capital")
@@ -260,7 +262,9 @@ async def test_secrets_lead_to_a_server_and_are_written_nowhere(
     await runner.close()
     written = [file.read_bytes() for file in running.home.rglob("*") if file.is_file()]
     told = [running.output.encode(), config.content, answer.content, " ".join(running.process.args).encode()]
-    found = [secret for secret in (key, password, own, key[::-1]) for text in written + told if secret.encode() in text]
+    every = (key, password, own, key[::-1], application)
+    found = [secret for secret in every for text in written + told if secret.encode() in text]
     assert config.status_code == 200
+    assert "Sign in with Hugging Face" in config.text
     assert "OMNI_ENDPOINT names a server" in running.output
     assert found == []
