@@ -151,8 +151,7 @@ class Job:
     def steps(self, since: float = 0.0) -> list[Step]:
         """Steps that were made after `since`, in seconds since the epoch; oldest first."""
         lines = _text(self.folder / "progress.jsonl").splitlines()
-        found = [Step.model_validate_json(line) for line in lines if line.endswith("}")]
-        return [step for step in found if step.time >= since]
+        return [step for step in map(_step, lines) if step and step.time >= since]
 
     def log(self) -> str:
         """The last lines."""
@@ -183,6 +182,14 @@ class Job:
         request = self.request
         text = "" if request.task == "verify" else _text(Path(request.output) / "README.md")
         return text.split("\n---\n", 1)[-1].strip() if text.startswith("---\n") else text
+
+
+def _step(line: str) -> Step | None:
+    """None for a line that a full disk or a kill has cut off; the next one may have been joined to it."""
+    try:
+        return Step.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 def _text(path: Path) -> str:

@@ -153,7 +153,8 @@ class Quantizer:
 
     def estimate(self, order: Order) -> Estimate:
         """From the files' headers: about a second for 35 B parameters. Raises BadRequest for what cannot work."""
-        return Estimate.model_validate(_ask("estimate", *order.arguments(), "--", _source(order.source)))
+        output = _absolute(order.output.strip() or str(self.models), "")
+        return Estimate.model_validate(_ask("estimate", *order.arguments(), "--", _source(order.source), output))
 
     def start(self, order: Order) -> Job:
         """Put a job in the queue. Raises BadRequest for what cannot work."""

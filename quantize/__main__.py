@@ -44,6 +44,7 @@ def _arguments() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     sizing = commands.add_parser("estimate", help="sizes, memory and time, from the files' headers")
     sizing.add_argument("source", help="a model folder, or a hub id (owner/name or owner/name@revision)")
+    sizing.add_argument("output", nargs="?", type=Path, help="where the result would go; beside a folder otherwise")
     running = commands.add_parser("run", help="quantize, verify, publish")
     starting = commands.add_parser("start", help="the same in the background; prints the job")
     for command in (running, starting):
@@ -56,6 +57,7 @@ def _arguments() -> argparse.ArgumentParser:
         command.add_argument("--calibration", default="", help="folder or JSONL of samples")
     for command in (sizing, running, starting):
         _recipe_arguments(command)
+    running.add_argument("--queued", action="store_true", help="with --job: unless it has been cancelled meanwhile")
     cancelling = commands.add_parser("cancel", help="end a job, and what it has half written")
     cancelling.add_argument("job", type=Path)
     verifying = commands.add_parser("verify", help="check a quantized folder, anybody's")
@@ -108,7 +110,7 @@ def _recipe(found: argparse.Namespace) -> Recipe:
 
 
 def _estimate(found: argparse.Namespace) -> int:
-    out = Path.cwd() if hub.is_id(found.source) else Path(found.source)
+    out = found.output or (Path.cwd() if hub.is_id(found.source) else Path(found.source))
     model, download = hub.resolve(found.source, out)
     made = plan.make(model, _recipe(found))
     print(json.dumps(estimate.estimate(made, estimate.machine(out), download).as_dict()))
@@ -120,7 +122,7 @@ def _run(found: argparse.Namespace) -> int:
     following = threading.Event()
     follower = threading.Thread(target=_follow, args=(one, following), daemon=True)
     follower.start()
-    state = supervisor.run(one)
+    state = supervisor.run(one, found.queued)
     following.set()
     follower.join()
     print(json.dumps({"job": str(one.folder), **asdict(state)}), flush=True)

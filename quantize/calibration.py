@@ -45,9 +45,11 @@ def amax(plan: Plan, calibration: str, store: Path, tell: Tell = silent) -> dict
 
 
 def _stored(path: Path, key: dict[str, Any]) -> dict[str, float]:
-    if not path.is_file():
+    """Empty where nothing was captured, or a full disk cut it off."""
+    try:
+        held = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return {}
-    held = json.loads(path.read_text())
     return dict(held["amax"]) if held["key"] == key else {}
 
 

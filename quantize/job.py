@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -123,7 +123,7 @@ class Job:
         """Every step so far, oldest first."""
         path = self.folder / "progress.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return (Progress(**json.loads(line)) for line in lines if line.endswith("}"))
+        return (step for step in map(_step, lines) if step)
 
     @property
     def attended(self) -> bool:
@@ -164,6 +164,14 @@ class Job:
                         raise BadRequest(f"Job {self.id} is running already.") from error
                 time.sleep(0.01)
             yield
+
+
+def _step(line: str) -> Progress | None:
+    """None for a line that a full disk or a kill has cut off; the next one may have been joined to it."""
+    try:
+        return Progress(**json.loads(line))
+    except ValueError:
+        return None
 
 
 def create(jobs: Path, request: Request) -> Job:
@@ -207,23 +215,29 @@ def start(job: Job) -> None:
     job.write_state(replace(State(Status.QUEUED), created=time.time()))
     with (job.folder / "log.txt").open("ab") as log:
         subprocess.Popen(  # outlives us on purpose: the folder says how it goes
-            [sys.executable, "-m", "quantize", "run", "--job", str(job.folder)],
+            [sys.executable, "-m", "quantize", "run", "--queued", "--job", str(job.folder)],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
         )  # fmt: skip
 
 
 def cancel(job: Job, patience: float = 6.0) -> None:
     """End the job and whatever it has half written, within seconds. Raises JobStopped if it does not end."""
-    state = job.written_state
-    if state.status not in LIVE:
-        return
-    if not job.attended:
-        job.write_state(replace(state, status=Status.CANCELLED, message="Cancelled.", ended=time.time()))
-        return
-    if state.pid:
-        os.kill(state.pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    while job.attended:
+    deadline, told = time.monotonic() + patience, 0
+    while (state := job.written_state).status in LIVE:
         if time.monotonic() > deadline:
             raise JobStopped(f"Job {job.id} has not ended after {patience:.0f} s; end process {state.pid} by hand.")
+        if not job.attended:
+            _cancel_unattended(job)
+        elif state.pid != told:
+            told = state.pid
+            with suppress(ProcessLookupError):
+                os.kill(told, signal.SIGTERM)
         time.sleep(0.05)
+
+
+def _cancel_unattended(job: Job) -> None:
+    """Under the job's lock, for the process that `start` began may be about to take it up."""
+    with suppress(BadRequest), job.attend():
+        state = job.written_state
+        if state.status in LIVE:
+            job.write_state(replace(state, status=Status.CANCELLED, message="Cancelled.", ended=time.time()))

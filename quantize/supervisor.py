@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -26,9 +27,14 @@ class _Cancelled(BaseException):
     """SIGTERM or Ctrl-C."""
 
 
-def run(job: Job) -> State:
-    """Take the job to its end and return how it ended. Raises BadRequest if another process runs it."""
+def run(job: Job, only_queued: bool = False) -> State:
+    """Take the job to its end and return how it ended. Raises BadRequest if another process runs it.
+
+    only_queued: leave a job as it is that was cancelled before this process came up.
+    """
     with job.attend():
+        if only_queued and job.written_state.status is not Status.QUEUED:
+            return job.written_state
         state = replace(job.written_state, status=Status.QUEUED, message="", pid=os.getpid())
         job.write_state(state)
         before = {s: signal.signal(s, _raise_cancelled) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -43,11 +49,12 @@ def run(job: Job) -> State:
         except QuantizeError as error:
             state = replace(state, status=Status.FAILED, message=str(error))
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            _ignore(before)
             folder.discard(Path(job.request.output))
             state = _ended(state)
             job.write_state(state)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return state
 
 
@@ -63,7 +70,13 @@ def _ended(state: State) -> State:
 
 
 def _raise_cancelled(number: int, frame: FrameType | None) -> None:
+    _ignore((signal.SIGTERM, signal.SIGINT))  # a second one would break into the tidying up
     raise _Cancelled
+
+
+def _ignore(numbers: Iterable[signal.Signals]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _wait_for_turn(job: Job) -> None:
@@ -83,17 +96,23 @@ def _work(job: Job) -> None:
             cwd=ROOT, env=environment.variables(), stdin=subprocess.PIPE, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
-        _step_back(process.pid)
         try:
+            _step_back(process.pid)
             code = process.wait()
         except _Cancelled:
             _end(process)
             raise
     if code == 0:
         return
-    if outcome.exists():
-        raise JobStopped(json.loads(outcome.read_text())["error"])
-    raise JobStopped(_death(code, job))
+    raise JobStopped(_told(outcome) or _death(code, job))
+
+
+def _told(outcome: Path) -> str:
+    """Empty where the worker could not say why, for want of room on the disk too."""
+    try:
+        return str(json.loads(outcome.read_text())["error"])
+    except (OSError, ValueError):
+        return ""
 
 
 def _step_back(session: int) -> None:

@@ -60,6 +60,12 @@ def test_an_estimate_tells_each_part_and_why(quantizer: Quantizer, model: Path) 
     assert all(part.why for part in found.parts)
 
 
+def test_an_estimate_asks_the_disk_that_gets_the_result(quantizer: Quantizer, model: Path) -> None:
+    assert quantizer.estimate(Order(str(model), DATA_FREE)).refusals == ()
+    (full,) = quantizer.estimate(Order(str(model), DATA_FREE, "/proc/out")).refusals
+    assert "and 0.0 GB are free" in full
+
+
 def test_a_named_recipe_keeps_its_mix_in_the_job(
     quantizer: Quantizer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from omni_app import jobs
 from quantize import environment, folder, job, supervisor
 from quantize.errors import BadRequest
 from quantize.job import Job, Request, Status
@@ -118,8 +120,6 @@ def test_second_job_waits_for_the_first(tmp_path: Path, python_as_worker: Stand)
 
 
 def _python() -> list[str]:
-    import sys
-
     script = "import sys; from pathlib import Path; from quantize import supervisor, job; "
     return [sys.executable, "-c", script + "supervisor.run(job.Job(Path(sys.argv[1])))"]
 
@@ -160,6 +160,51 @@ def test_waiting_job_can_be_cancelled(tmp_path: Path) -> None:
     one = made(tmp_path)
     job.cancel(one)
     assert one.state.status is Status.CANCELLED
+
+
+def test_a_job_cancelled_before_its_process_is_up_never_runs(
+    tmp_path: Path, python_as_worker: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python_as_worker(f"touch {tmp_path}/began")
+    slow = tmp_path / "slow-python"
+    wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done"
+    slow.write_text(f'#!/bin/sh\n{wait}\n{sys.executable} "$@"\necho $? > {tmp_path}/code\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    one = made(tmp_path)
+    job.start(one)
+    job.cancel(one)
+    (tmp_path / "go").touch()
+    until(lambda: (tmp_path / "code").exists() and (tmp_path / "code").read_text() == "130\n", 60)
+    assert one.state.status is Status.CANCELLED
+    assert not (tmp_path / "began").exists()
+
+
+def test_cancelling_twice_leaves_nothing(tmp_path: Path, python_as_worker: Stand, command: Command) -> None:
+    python_as_worker(f"trap '' TERM; touch {tmp_path}/began; while :; do sleep 1; done")
+    one = made(tmp_path)
+    process = started(command("run", "--job", one.folder))
+    until(lambda: (tmp_path / "began").exists(), 60)
+    folder.begin(tmp_path / "source", tmp_path / "out")
+    impatient = [threading.Thread(target=job.cancel, args=(one, 60.0)) for _ in range(3)]
+    for thread in impatient:
+        thread.start()
+    for thread in impatient:
+        thread.join()
+    assert process.wait(60) == 130
+    assert one.state.message == "Cancelled; nothing half-written remains."
+    assert not folder.partial(tmp_path / "out").exists()
+
+
+def test_what_a_full_disk_cut_off_is_left_aside(tmp_path: Path, python_as_worker: Stand) -> None:
+    one = made(tmp_path)
+    (one.folder / "progress.jsonl").write_text('{"stage": "capt')
+    Reporter(one.folder / "progress.jsonl")("capture", 7, 20, "")
+    Reporter(one.folder / "progress.jsonl")("capture", 8, 20, "")
+    assert [step.done for step in one.steps()] == [8]
+    assert [step.done for step in jobs.Job(one.folder).steps()] == [8]
+    python_as_worker(f"touch {one.folder}/outcome.json; echo 'No space left on device'; exit 1")
+    assert "No space left" in supervisor.run(one).message
 
 
 def test_output_must_be_new_and_outside_the_source(tmp_path: Path) -> None:
