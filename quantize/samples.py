@@ -27,6 +27,7 @@ _IMAGE_SIDE = 768
 _TEXT_CHARACTERS = 8_000
 _LEAST = 2
 KINDS = ("sound", "picture", "text")
+_ASKED = {"sound": "What do you hear?", "picture": "What do you see?", "text": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _entries(path: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, st
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             entry = json.loads(line)
-            yield f"line {number}", {str(key): str(value) for key, value in entry.items()}
+            yield f"line {number}", {str(key): str(value) for key, value in entry.items() if value is not None}
         except (ValueError, AttributeError):
             skipped.append(f"line {number}: no JSON object")
 
@@ -137,9 +138,9 @@ def _sample(base: Path, entry: dict[str, str]) -> Sample:
     if "file" in entry:
         text = Path(entry["file"]).read_text()[:_TEXT_CHARACTERS]
     else:
-        text = entry.get("text") or ("What do you see?" if "image" in entry else "What do you hear?")
+        text = entry.get("text") or _ASKED[_held(entry)]
     if not text.strip():
-        raise ValueError("it is empty")
+        raise ValueError('it is empty: there is no "text", "image" or "audio" in it')
     image = _image(base / entry["image"]) if "image" in entry else None
     sound = _sound(base / entry["audio"]) if "audio" in entry else None
     return Sample(text, image, sound)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantize import samples
+from quantize import calibration, samples
 from quantize.errors import CalibrationUnusable
 from quantize.schemes import RECIPES as RECIPE_TABLE
 from tests.quantize.conftest import Driver
@@ -84,6 +84,23 @@ def test_unreadable_samples_are_skipped_named_and_counted(tmp_path: Path) -> Non
     assert [sample.text for sample in found.found] == ["one", "two"]
     with pytest.raises(CalibrationUnusable, match="Only 1 calibration samples"):
         samples.read(str(write_lines(tmp_path / "one.jsonl", {"text": "one"}, "{")), 2, media=False)
+
+
+def test_a_set_with_names_of_its_own_is_refused_instead_of_asking_about_nothing(tmp_path: Path) -> None:
+    own = write_lines(tmp_path / "own.jsonl", {"prompt": "one"}, {"messages": [{"role": "user", "content": "two"}]})
+    with pytest.raises(CalibrationUnusable, match='line 1: it is empty: there is no "text", "image" or "audio" in it'):
+        samples.read(str(own), 2, media=True)
+    columns = write_lines(tmp_path / "columns.jsonl", *({"text": word, "image": None} for word in "ab"))
+    assert [sample.text for sample in samples.read(str(columns), 2, media=True).found] == ["a", "b"]
+
+
+def test_a_capture_that_a_full_disk_cut_off_is_made_again(tmp_path: Path) -> None:
+    kept, key = tmp_path / "amax.json", {"source": "a"}
+    whole = json.dumps({"key": key, "amax": {"q_proj": 1.5}})
+    kept.write_text(whole)
+    assert calibration._stored(kept, key) == {"q_proj": 1.5}
+    kept.write_text(whole[:-5])
+    assert calibration._stored(kept, key) == {}
 
 
 def test_damaged_picture_is_skipped(tmp_path: Path) -> None:
