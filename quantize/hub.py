@@ -25,7 +25,8 @@ from quantize.progress import Tell, silent
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-][\w./-]*))?")
+_ID = re.compile(r"(?:https://huggingface\.co/)?([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w.-][\w./-]*))?/?")
+"""As people copy it from a browser too."""
 _NOT_NEEDED = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4", ".wav", ".mp3", ".pdf"}
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".safetensors"}
 
@@ -86,6 +87,8 @@ def look(source: str) -> Remote:
         if "config.json" not in held:
             raise ModelUnusable(f"{source} is not a model: there is no config.json in it.")
         config = json.loads(Path(api.hf_hub_download(repo, "config.json", revision=commit)).read_text())
+        if not isinstance(config, dict):
+            raise ModelUnusable(f"config.json of {source} is not a model's configuration; name another revision.")
         tensors = _tensors(api, repo, commit)
     found = Checkpoint(Path(repo), config, tensors)
     checkpoint.require_source(found, source, MODELOPT in held)

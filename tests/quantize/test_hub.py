@@ -51,7 +51,7 @@ def ran(command: list[str], **variables: str) -> tuple[int, dict[str, Any]]:
 def test_estimate_reads_headers_alone(hub: Hub, command: Command, text_files: dict[str, bytes]) -> None:
     weights = text_files["model.safetensors"] + bytes(2_000_000)  # a file may be longer than its tensors
     hub.repos["them/model"] = Repo({**text_files, "model.safetensors": weights})
-    code, found = ran(command("estimate", "them/model@main"))
+    code, found = ran(command("estimate", "https://huggingface.co/them/model@main"))  # as copied from a browser
     assert code == 0
     assert found["parameters"] == 41_024
     assert found["download_bytes"] == len(weights)  # config.json came along with the look
@@ -86,6 +86,7 @@ def test_estimate_of_a_model_in_many_files(hub: Hub, command: Command, text_mode
         ("them/packed", "already quantized"),
         ("them/weightless", "no weights as safetensors"),
         ("them/broken", "damaged at the hub"),
+        ("them/odd", "not a model's configuration"),
     ],
 )
 def test_unusable_models_are_told_in_a_sentence(
@@ -97,6 +98,7 @@ def test_unusable_models_are_told_in_a_sentence(
         "them/gated": Repo(text_files, gated=True),
         "them/packed": Repo({**text_files, "hf_quant_config.json": b"{}"}),
         "them/weightless": Repo({"config.json": text_files["config.json"]}),
+        "them/odd": Repo({**text_files, "config.json": b"[]"}),
         "them/broken": Repo({**text_files, "model.safetensors": b"\x10\0\0\0\0\0\0\0no json at all!!"}),
     }
     code, found = ran(command("estimate", source))
