@@ -52,7 +52,7 @@ class JobsPanel:
     def build(self) -> None:
         add = self._widgets
         self.chosen = gr.State("")
-        """Id of the job that this tab shows; empty for the newest."""
+        """Id of the job that this tab shows, and that its buttons are about; empty until it has shown one."""
         self._seen: gr.State = gr.State(None)
         add["timer"] = gr.Timer(LIVE_S)
         with gr.Column(visible=False, elem_id="jobs") as add["panel"]:
@@ -91,7 +91,7 @@ class JobsPanel:
         w, quiet = self._widgets, {"api_visibility": "private", "show_progress": "hidden"}
         both = [password, self.chosen]
         look = {"fn": self._look, "inputs": [*both, self._seen], "queue": False, **quiet,
-                "outputs": [self._seen, *(w[name] for name in SHOWN)]}  # fmt: skip
+                "outputs": [self._seen, self.chosen, *(w[name] for name in SHOWN)]}  # fmt: skip
         gr.on([w["timer"].tick, demo.load, password.submit], **look)
         choose = w["list"].input(lambda job: (job, ""), w["list"], [self.chosen, w["answer"]], queue=False, **quiet)
         choose.then(**look)
@@ -103,12 +103,17 @@ class JobsPanel:
         return look
 
     async def _look(self, password: str, chosen: str, seen: Look | None, request: gr.Request) -> list[Any]:
-        """What has changed since this tab was told last: sound would begin anew, and a list lose its focus."""
+        """What has changed since this tab was told last: sound would begin anew, and a list lose its focus.
+
+        It stays with the job that it shows first: another one may end, begin, or be cancelled by a late click.
+        """
         operator = await self._operators.let_in(password, request)
         person = person_of(request.request)
         look = await anyio.to_thread.run_sync(self.shown, chosen, person) if operator else hidden()
-        known = seen or {}
-        return [look, *(gr.skip() if known.get(name) == look[name] else gr.update(**look[name]) for name in SHOWN)]
+        known, shows = seen or {}, look["list"].get("value", "")
+        stays = gr.skip() if shows in ("", chosen) else shows
+        changed = (gr.skip() if known.get(name) == look[name] else gr.update(**look[name]) for name in SHOWN)
+        return [look, stays, *changed]
 
     def shown(self, chosen: str, person: Person | None = None) -> Look:
         found = self._quantizer.jobs()

@@ -145,6 +145,7 @@ def test_jobs_are_the_operators_wait_fail_start_again_and_are_cancelled(
         expect(page.locator("#job-list")).to_contain_text("cancelled")
 
         expect(state(other)).to_contain_text("Quantize 2 of 4")
+        expect(state(page).locator(".chip")).to_have_text("cancelled")  # it stays, though the other one runs now
         worker.end(1, error="The disk of the stand-in ran full.")
         expect(state(other)).to_contain_text("The disk of the stand-in ran full.")
         press(other, "Start again")
