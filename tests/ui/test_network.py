@@ -1,8 +1,10 @@
-"""The network between browser and app goes away in mid-answer: clear words, nothing lost, and it recovers."""
+"""The network between browser and app goes away in mid-answer: clear words, nothing lost, and it recovers. A server that
+is only slow takes nothing from anybody."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +18,9 @@ from tests.ui.conftest import App
 
 pytestmark = pytest.mark.browser
 AWAY = "The server cannot be reached"
+STUCK = "The connection is stuck: please reload the page"
 STORY = "slow long story"
+TOLD = " ".join(["word"] * 60)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def visitor(browser: Any, wire: Line) -> Iterator[Visitor]:
 
 def whole_again(visitor: Visitor) -> None:
     expect(steps.user(visitor)).to_have_text([STORY])
-    expect(steps.bot(visitor).first).to_contain_text(" ".join(["word"] * 60), timeout=40_000)
+    expect(steps.bot(visitor).first).to_contain_text(TOLD, timeout=40_000)
     visitor.ask("are you back")
     expect(steps.bot(visitor).filter(has_text="echo: are you back")).to_be_visible()
 
@@ -61,3 +65,50 @@ def test_a_network_that_goes_without_a_word_is_told_and_the_page_comes_back_with
     visitor.page.wait_for_function("!window.before")  # a new page, since Gradio's streams are dead
     expect(visitor.box).to_have_value("half a thought")
     whole_again(visitor)
+
+
+def attach(visitor: Visitor, wire: Line, picture: Path) -> None:
+    visitor.page.set_input_files("#box input[type=file]", picture)
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    wire.cut()
+    expect(steps.status(visitor)).to_have_text(AWAY)
+
+
+def record(visitor: Visitor, wire: Line, picture: Path) -> None:
+    wire.cut()
+    expect(steps.status(visitor)).to_have_text(AWAY)
+    steps.press(visitor, "Talk")
+    expect(steps.status(visitor)).to_contain_text("listening")
+
+
+@pytest.mark.parametrize(("begin", "held"), [(attach, "#box .thumbnail-item"), (record, "[aria-pressed=true]")])
+def test_no_file_and_no_recording_is_lost_when_the_network_is_back(
+    visitor: Visitor, wire: Line, picture: Path, begin: Callable[[Visitor, Line, Path], None], held: str
+) -> None:
+    begin(visitor, wire, picture)
+    visitor.page.evaluate("window.before = true")
+    wire.mend()
+    expect(steps.status(visitor)).to_have_text(STUCK)
+    assert visitor.page.evaluate("window.before")
+    expect(visitor.page.locator(held)).to_have_count(1)
+
+
+@pytest.mark.parametrize("missed", [1, 2])
+def test_a_slow_server_does_not_take_the_page_away_in_mid_answer(visitor: Visitor, missed: int) -> None:
+    looks: list[Any] = []
+
+    def slowly(route: Any) -> None:
+        looks.append(route)
+        if len(looks) > missed:  # the others are never answered
+            route.continue_()
+
+    visitor.page.route("**/gradio_api/app_id", slowly)
+    if missed == 1:
+        visitor.page.route("**/gradio_api/queue/join*", lambda route: None)  # what the page then asks has to wait
+    visitor.page.evaluate("window.before = true")
+    visitor.box.fill("half a thought")
+    expect(steps.bot(visitor).first).to_contain_text(TOLD, timeout=40_000)
+    steps.until(visitor, lambda: len(looks) > missed)
+    expect(steps.status(visitor)).to_have_text("")
+    assert visitor.page.evaluate("window.before")
+    expect(visitor.box).to_have_value("half a thought")

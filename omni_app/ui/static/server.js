@@ -1,11 +1,12 @@
 // Whether the server can still be reached, and whether it is still the same one: a restarted one has another id.
-const LOOK_EVERY_MS = 2000, LOOK_AGAIN_MS = 1000, LOOK_AT_MOST_MS = 4000, KNOCK_AT_MOST_MS = 2500;
+const LOOK_EVERY_MS = 2000, LOOK_AGAIN_MS = 1000, LOOK_AT_MOST_MS = 4000, KNOCK_AT_MOST_MS = 2500, QUICK_MS = 1000;
 
 class ServerWatch {
-  // `pending` says whether the page waits for the server: an idle page asks nothing. `lost` and `back` are told once each;
-  // `back` also where only one look was missed, because what streamed meanwhile may be dead without a word.
-  constructor({pending, lost, back}) {
-    Object.assign(this, {pending, lost, back, down: false, id: '', looking: false});
+  // `pending` says whether the page waits for the server: an idle page asks nothing. `lost` and `back` are told once each.
+  // `doubted` is told of one missed look, which may be a busy server or a stream that is dead without a word, and of a
+  // restart that no look missed.
+  constructor({pending, lost, back, doubted}) {
+    Object.assign(this, {pending, lost, back, doubted, down: false, id: '', looking: false});
     this.look();
     setInterval(() => { if (this.down || this.pending()) this.look(); }, LOOK_EVERY_MS);
   }
@@ -14,10 +15,15 @@ class ServerWatch {
     this.looking = true;
     const first = await this.ask(), id = first || !this.down && await this.askAgain();
     this.looking = false;
-    const missed = this.down || !first || (this.id && id !== this.id);
+    const known = this.id;
+    this.id = id || known;
     if (!id && !this.down) { this.down = true; this.lost(); }
-    if (id && missed) { this.down = false; this.back(); }
-    this.id = id || this.id;
+    else if (id && this.down) { this.down = false; this.back(); }
+    else if (id && (!first || (known && id !== known))) this.doubted();
+  }
+  async quick() {
+    const since = performance.now();
+    return await this.ask() && performance.now() - since < QUICK_MS;
   }
   // One request may fail on any network; two in a row mean something.
   async askAgain() {

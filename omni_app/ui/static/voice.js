@@ -1,11 +1,15 @@
 // The bar under the conversation: talk, camera, stop, and one line that says what is going on.
-const REVIVED_WITHIN_MS = 2500;
+const REVIVED_WITHIN_MS = 3000;
+const STUCK = 'The connection is stuck: please reload the page';
+const HELD = '#box .thumbnail-item, #box .loader, #box .minimal-audio-recorder, #chat .edit-textarea';
 const part = (name) => element.querySelector(`[data-part=${name}]`);
 const talk = part('talk'), camera = part('camera'), stopButton = part('stop'), line = part('status');
 const say = (text) => { if (line.textContent !== text) line.textContent = text; };
 // `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
-let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null, revival = null;
+let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
+// `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
+let revival = null, stuck = false;
 
 const player = new SpeechPlayer({on: refresh});
 element.speechPlayer = player;
@@ -14,7 +18,7 @@ function refresh() {
   if (player.speaking) player.pending = false;
   stopButton.hidden = !(busy || asked || player.speaking || player.pending);
   if (recorder) return;
-  say(link.down ? 'The server cannot be reached' : player.speaking ? 'speaking' : busy || asked ? 'thinking' : note);
+  say(link.down ? 'The server cannot be reached' : stuck ? STUCK : player.speaking ? 'speaking' : busy || asked ? 'thinking' : note);
 }
 function tell(text) { note = text; refresh(); }
 function idle() { busy = asked = unwanted = player.pending = false; refresh(); }
@@ -28,18 +32,32 @@ function stop() {
 }
 const link = new ServerWatch({
   pending: () => busy || asked || player.speaking,
-  lost: () => { player.stop(); idle(); },
-  back: () => { idle(); trigger('back'); revival ??= setTimeout(reload, REVIVED_WITHIN_MS); },
+  lost: () => { revived(); player.stop(); idle(); },
+  back: () => { idle(); revive(reload); },
+  // What is still heard proves that something flows, and asking anew would silence it.
+  doubted: () => { if (!player.speaking) revive(stick); },
 });
-// Behind a network that went away without a word Gradio's own stream may be dead, and only a new page opens another.
+// Ask for the conversation anew. Behind a network that went away without a word Gradio's own stream may be dead, and only
+// a new page opens another; a server that answers slowly is given more time.
+async function revive(otherwise) {
+  const mine = revival = {};
+  trigger('back');
+  do await new Promise((resolve) => setTimeout(resolve, REVIVED_WITHIN_MS)); while (revival === mine && !await link.quick());
+  if (revival === mine) otherwise();
+}
+function revived() { revival = null; stuck = false; }
+function stick() { revived(); stuck = true; refresh(); }
+// A new page keeps what is written, but no recording, camera, file or message that is being changed.
 function reload() {
+  const held = recorder || talk.getAttribute('aria-disabled') === 'true' || film.srcObject
+    || document.querySelector(HELD);
+  if (held) { stick(); return; }
   sessionStorage.setItem('draft', box().value);
   location.reload();
 }
 
 watch('value', () => {
-  clearTimeout(revival);
-  revival = null;
+  revived();
   const value = props.value || {};
   busy = Boolean(value.busy);
   const fresh = value.run && value.run !== run;
@@ -125,7 +143,7 @@ const mostSeconds = () => Number(bar.dataset.mostSeconds);
 
 function listening(level, seconds) {
   talk.style.setProperty('--level', level.toFixed(2));
-  say(`listening, ${Math.floor(seconds)} s`);
+  say(stuck ? STUCK : `listening, ${Math.floor(seconds)} s`);
   if (seconds >= mostSeconds()) sendTalk();
 }
 async function startTalking() {
