@@ -1,5 +1,6 @@
-"""The network between browser and app goes away in mid-answer: clear words, nothing lost, and it recovers. A server that
-is only slow takes nothing from anybody."""
+"""The network between browser and app goes away in mid-answer: clear words, nothing lost, and it recovers.
+
+A server that is only slow takes nothing from anybody."""
 
 from __future__ import annotations
 
