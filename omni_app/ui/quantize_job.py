@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omni_app.jobs import Job, Request, State, Step, Task
@@ -22,18 +22,21 @@ ALWAYS: dict[Task, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One job at one moment."""
+    """One job at one moment; without its steps, thousands of lines, unless it is the one to be shown."""
 
     request: Request
     state: State
-    steps: tuple[Step, ...]
     ahead: int
+    steps: tuple[Step, ...] = ()
 
     @classmethod
     def of(cls, job: Job, quantizer: Quantizer) -> Snapshot:
         state = job.state
         ahead = quantizer.ahead(job) if state.status == "queued" else 0
-        return cls(job.request, state, tuple(job.steps(state.created)), ahead)
+        return cls(job.request, state, ahead)
+
+    def with_steps(self, job: Job) -> Snapshot:
+        return replace(self, steps=tuple(job.steps(self.state.created)))
 
 
 def line(one: Snapshot) -> str:

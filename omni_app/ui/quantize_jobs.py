@@ -127,7 +127,7 @@ class JobsPanel:
             "panel": {"visible": True},
             "list": {"choices": names, "value": job.id, "visible": len(names) > 1},
             "timer": {"value": LIVE_S if living else RESTING_S, "active": True},
-            **self._job(job, jobs[job.id]),
+            **self._job(job, jobs[job.id].with_steps(job)),
             **self._push.shown(job, jobs[job.id].state.status == "done", person),
         }
 
