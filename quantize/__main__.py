@@ -18,6 +18,7 @@ from typing import get_args
 from quantize import checkpoint, convert, environment, estimate, folder, hub, job, modelopt, plan, push, supervisor
 from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
 from quantize.job import LIVE, Job, Request, Status, Task
+from quantize.samples import require_set
 from quantize.schemes import ALGORITHMS, MIXES, RECIPES, SCHEMES, Recipe
 
 _FOLLOW_SECONDS = 0.25
@@ -194,9 +195,12 @@ def _quantization(found: argparse.Namespace) -> Request:
     model, download = hub.resolve(source, out)
     made = plan.make(model, _recipe(found))
     folder.require_free(Path(source), out)
+    calibration = _calibration(found.calibration)
+    if made.recipe.needs_data:
+        require_set(calibration, made.recipe.samples, made.source.is_omni, made.recipe.mix)
     if not any(one.state.status in LIVE for one in job.find(found.jobs)):  # who is ahead holds memory that comes back
         estimate.require(estimate.estimate(made, estimate.machine(out), download))
-    return Request(source, str(out), made.recipe, _calibration(found.calibration))
+    return Request(source, str(out), made.recipe, calibration)
 
 
 def _calibration(named: str) -> str:

@@ -32,6 +32,8 @@ def partial(out: Path) -> Path:
 
 def require_free(source: Path, out: Path) -> None:
     """Raises BadRequest where the name is taken, cannot be written, or would touch the source."""
+    if not out.name:
+        raise BadRequest(f"{out} is no name for a new folder; name another output folder.")
     if len(os.fsencode(partial(out).name)) > _NAME_BYTES:
         raise BadRequest(f"{out.name[:40]}… is too long for a folder's name; shorten it.")
     if os.path.lexists(out):

@@ -54,9 +54,7 @@ def read(where: str, count: int, media: bool, mix: str = "") -> Samples:
     as many of each kind as it says, and none twice.
     Raises CalibrationUnusable where fewer than two can be read, or fewer of a kind than the mix wants.
     """
-    if mix and not (where and media):
-        lack = "a data set of your own, a folder or a JSONL file" if media else "a model that takes pictures and sound"
-        raise CalibrationUnusable(f"The calibration mix of {_in_words(_quotas(mix, count))} needs {lack}.")
+    require_set(where, count, media, mix)
     path = Path(where) if where else OWN
     open_places = _quotas(mix, count) if mix else Counter(dict.fromkeys(KINDS if media else ("text",), count))
     found: list[Sample] = []
@@ -73,6 +71,13 @@ def read(where: str, count: int, media: bool, mix: str = "") -> Samples:
             skipped.append(f"{name}: {error}")
     _require(path, found, skipped, count, +open_places if mix else Counter())
     return Samples(tuple(itertools.islice(itertools.cycle(found), max(len(found), count))), tuple(skipped))
+
+
+def require_set(where: str, count: int, media: bool, mix: str) -> None:
+    """What can be told without reading anything. Raises CalibrationUnusable for a mix that cannot be."""
+    if mix and not (where and media):
+        lack = "a data set of your own, a folder or a JSONL file" if media else "a model that takes pictures and sound"
+        raise CalibrationUnusable(f"The calibration mix of {_in_words(_quotas(mix, count))} needs {lack}.")
 
 
 def _require(path: Path, found: list[Sample], skipped: list[str], count: int, lacking: Counter[str]) -> None:

@@ -66,17 +66,16 @@ def test_an_estimate_asks_the_disk_that_gets_the_result(quantizer: Quantizer, mo
     assert "and 0.0 GB are free" in full
 
 
-def test_a_named_recipe_keeps_its_mix_in_the_job(
-    quantizer: Quantizer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_named_recipe_keeps_its_mix_and_one_that_cannot_be_is_refused_at_once(
+    quantizer: Quantizer, model: Path, tmp_path: Path
 ) -> None:
-    worker = stand_in(tmp_path, monkeypatch)
     (recipe,) = (one for one in quantizer.choices().recipes if one.mix)
     page = QuantizePage(Settings(data_dir=tmp_path / "data"), ServerControl(Settings()), Operators(Settings()))
-    order = page._order(str(model), recipe.name, recipe.scheme, recipe.algorithm, ["attention"], 4, 0, "")
-    job = quantizer.start(dataclasses.replace(order, output=str(tmp_path / "out")))
-    assert job.request.recipe.mix == recipe.mix == "nvidia"
-    worker.end(1, error="Enough.")
-    until(lambda: job.state.status == "failed")
+    out = str(tmp_path / "out")
+    order = page._order(str(model), recipe.name, recipe.scheme, recipe.algorithm, ["attention"], 4, 0, out)
+    with pytest.raises(BadRequest, match="1 of sound, 1 of picture, 2 of text needs a model that takes pictures"):
+        quantizer.start(order)
+    assert quantizer.jobs() == []
 
 
 @pytest.mark.parametrize(

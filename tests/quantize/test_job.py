@@ -290,6 +290,7 @@ def test_progress_tells_the_time_left(tmp_path: Path) -> None:
         (("start", "{text}", "--task", "verify", "--original", "{text}/none"), "is not a model folder"),
         (("estimate", "{text}", "--recipe", "plan", "--samples", "-5"), "calibration samples cannot be"),
         (("run", "{text}", "out", "--jobs", "/dev/null"), "/dev/null/"),
+        (("start", "{text}", "/"), "/ is no name for a new folder"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(
