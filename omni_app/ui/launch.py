@@ -180,7 +180,8 @@ def _credentials(settings: Settings) -> tuple[str, str] | None:
 
 
 def _warn_of_exposure(settings: Settings) -> None:
-    if (settings.share or settings.host not in LOOPBACK) and not settings.auth.get_secret_value():
+    asks_who = settings.auth.get_secret_value() or settings.hub_login == "required"
+    if (settings.share or settings.host not in LOOPBACK) and not asks_who:
         log.warning(
             "Everyone who can reach this address can use the chat, the API at /v1 and the tools at /gradio_api/mcp, "
             "and with them this machine's processor and disk. Set OMNI_AUTH=user:password to ask for a login."

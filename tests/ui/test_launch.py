@@ -128,6 +128,8 @@ def test_tool_says_what_is_wrong(app: App) -> None:
         (Settings(host="0.0.0.0"), True),
         (Settings(share=True), True),
         (Settings(host="0.0.0.0", auth=SecretStr("a:b")), False),
+        (Settings(host="0.0.0.0", hub_login="optional"), True),
+        (Settings(host="0.0.0.0", hub_login="required"), False),
     ],
 )
 def test_open_doors_are_announced(settings: Settings, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
