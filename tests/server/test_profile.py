@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -294,6 +296,9 @@ def test_table_sentence_flags_and_environment(checkpoint_of: CheckpointOf, tmp_p
     kept = [value for value in environment.values() if value.startswith(str(tmp_path))]
     assert len(kept) == len(set(kept)) == 5
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    hindered = {"PYTHONDONTWRITEBYTECODE": "1", **environment}
+    asked = [sys.executable, "-c", "import sys; print(sys.dont_write_bytecode)"]
+    assert subprocess.check_output(asked, env=hindered, text=True).strip() == "False"
     assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "100"
 
 
