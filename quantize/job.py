@@ -220,7 +220,7 @@ def start(job: Job) -> None:
         )  # fmt: skip
 
 
-def cancel(job: Job, patience: float = 6.0) -> None:
+def cancel(job: Job, patience: float = 20.0) -> None:
     """End the job and whatever it has half written, within seconds. Raises JobStopped if it does not end."""
     deadline, told = time.monotonic() + patience, 0
     while (state := job.written_state).status in LIVE:

@@ -61,7 +61,7 @@ def test_worker_that_the_system_kills(read_only: Path, tmp_path: Path, command: 
     until(lambda: one.progress is not None and one.progress.stage == "quantize", 120)
     (worker,) = psutil.Process(supervisor.pid).children()
     worker.kill()
-    assert supervisor.wait(10) == 1
+    assert supervisor.wait(60) == 1
     assert "memory ran out" in one.state.message
     assert not list(tmp_path.glob("out*"))
     assert digest(read_only) == before
