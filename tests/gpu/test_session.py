@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,26 @@ def test_a_server_that_cannot_start_is_told_of_and_nothing_hangs(stand_in: Path,
 def test_the_model_itself(tmp_path: Path) -> None:
     done = session(tmp_path / "out", f"--model={os.environ['OMNI_GPU_MODEL']}", "--budget=1100")
     assert done.returncode == 0, (tmp_path / "out/table.txt").read_text()
+
+
+def wheel(folder: Path, name: str, files: dict[str, str]) -> None:
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as packed:
+        for path, text in files.items():
+            packed.writestr(path, text)
+
+
+def test_a_host_without_an_index_is_prepared_from_wheels(tmp_path: Path) -> None:
+    main = "from helper import word\n\ndef main():\n    import pytest\n    print(word, pytest.__name__)\n"
+    wheel(tmp_path / "serve", "vllm", {"vllm/__init__.py": "", "vllm/entrypoints/cli/main.py": main})
+    wheel(tmp_path / "serve", "helper", {"helper-1.0.data/purelib/helper.py": "word = 'served'\n"})
+    wheel(tmp_path / "app", "app", {"page.py": "", "app-1.0.data/scripts/app": "#!python\n"})
+    into = tmp_path / "into"
+    command = [sys.executable, "tests/gpu/prepare_host.py", f"--into={into}"]
+    command += [f"--serve={tmp_path / 'serve'}", f"--app={tmp_path / 'app'}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert subprocess.check_output([into / "serve/bin/vllm"], text=True) == "served pytest\n"
+    assert list(into.glob("serve/lib/python3*/site-packages/__pycache__/helper.*.pyc"))
+    subprocess.run([into / "app/bin/python", "-c", "import page"], check=True)
+    alone = subprocess.run([into / "app/bin/python", "-c", "import pytest"], check=False, capture_output=True)
+    assert alone.returncode == 1
