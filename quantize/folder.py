@@ -84,9 +84,13 @@ def room_told(out: Path) -> Iterator[None]:
 
 
 def publish(out: Path) -> None:
-    """Give the whole result its name."""
-    partial(out).rename(out)
-    (out / _GROWING).unlink()
+    """Give the whole result its name. Raises JobStopped where that was taken meanwhile; the result is kept then."""
+    growing = partial(out)
+    (growing / _GROWING).unlink()  # from here on nothing removes it
+    try:
+        growing.rename(out)
+    except OSError as error:
+        raise JobStopped(f"{out} appeared while the job ran, so the whole result is in {growing}.") from error
 
 
 def complete(plan: Plan, folder: Path, scheme: QuantizationScheme, where: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from omni_app import jobs
 from quantize import environment, folder, job, supervisor
-from quantize.errors import BadRequest
+from quantize.errors import BadRequest, JobStopped
 from quantize.job import Job, Request, Status
 from quantize.progress import Reporter
 from quantize.schemes import Recipe
@@ -230,6 +230,17 @@ def test_a_published_result_has_nothing_of_its_growing(tmp_path: Path) -> None:
     folder.begin(tmp_path / "source", tmp_path / "out")
     folder.publish(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_result_whose_name_was_taken_meanwhile_is_kept(tmp_path: Path) -> None:
+    growing = folder.begin(tmp_path / "source", tmp_path / "out")
+    (growing / "model.safetensors").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/others").touch()
+    with pytest.raises(JobStopped, match=r"the whole result is in .*out\.partial"):
+        folder.publish(tmp_path / "out")
+    folder.discard(tmp_path / "out")
+    assert [path.name for path in growing.iterdir()] == ["model.safetensors"]
 
 
 def test_a_link_to_nothing_and_a_name_too_long_are_refused(tmp_path: Path) -> None:
