@@ -62,7 +62,7 @@ class Gate:
             await told.end(unkept("The file", error), scope, receive)
         except Exception as error:
             # one line: anybody can make as many of these as they like
-            log.warning("%s broke over a request: %.200r", scope["path"], error)
+            log.warning("%.200r broke over a request: %.200r", scope["path"], error)
             log.debug("where it broke", exc_info=error)
             await told.end(BadRequest(_UNREADABLE), scope, receive)
 
