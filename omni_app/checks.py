@@ -229,9 +229,12 @@ def model(patient: Patient) -> Iterator[Finding]:
         yield Finding("model folder", str(folder), " ".join(str(error).splitlines()), patient.grave)
 
 
-def ports(patient: Patient) -> Iterator[Finding]:
+def app_port(patient: Patient) -> Iterator[Finding]:
+    yield _port("port of the app", patient.settings.host, patient.settings.port, "--port")
+
+
+def serve_port(patient: Patient) -> Iterator[Finding]:
     settings, state = patient.settings, patient.state
-    yield _port("port of the app", settings.host, settings.port, "--port")
     if state.works and state.endpoint.endswith(f":{settings.serve_port}"):
         yield Finding(
             "port of the server", str(settings.serve_port), f"taken by our own server, which is {state.status}"

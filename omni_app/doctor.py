@@ -16,14 +16,18 @@ __all__ = ["Finding", "examine", "run"]
 
 _LOOKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     checks.machine, checks.gpu, checks.driver, checks.disk, checks.app_packages, checks.serve_packages, checks.programs,
-    checks.engine, checks.builtin_models, checks.model, checks.ports, checks.microphone,
+    checks.engine, checks.builtin_models, checks.model, checks.app_port, checks.serve_port, checks.microphone,
 )  # fmt: skip
 
 
-def examine(settings: Settings, machine: Machine) -> list[Finding]:
-    """Everything worth knowing, in the order in which to put it right. Nothing is changed, fetched or started."""
+def examine(settings: Settings, machine: Machine, running: bool = False) -> list[Finding]:
+    """Everything worth knowing, in the order in which to put it right. Nothing is changed, fetched or started.
+
+    running: it is the app itself that asks, and so has its port.
+    """
     patient = Patient(settings, machine, ServerFolder(settings.data_dir.expanduser()).read())
-    return [finding for look in _LOOKS for finding in look(patient)]
+    looks = [look for look in _LOOKS if not (running and look is checks.app_port)]
+    return [finding for look in looks for finding in look(patient)]
 
 
 def run(settings: Settings, as_json: bool) -> int:

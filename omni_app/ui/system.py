@@ -12,7 +12,7 @@ import anyio.to_thread
 import gradio as gr
 from gradio.components.navbar import Navbar
 
-from omni_app import doctor, hardware
+from omni_app import checks, doctor, hardware
 from omni_app.doctor import Finding
 from omni_app.errors import BadRequest, OmniError
 from omni_app.runner import Runner
@@ -139,8 +139,10 @@ class SystemPage:
     async def _facts(self, password: str, request: gr.Request) -> str:
         if not await self._operators.let_in(password, request):
             return ""
-        findings = await anyio.to_thread.run_sync(lambda: doctor.examine(self._settings, hardware.detect()))
-        return findings_html(findings)
+        return findings_html(await anyio.to_thread.run_sync(self._examined))
+
+    def _examined(self) -> list[Finding]:
+        return doctor.examine(self._settings, hardware.detect(checks.folders(self._settings)), running=True)
 
     # Gradio gives the request only to a parameter among the named ones, so the form is spelled out.
     async def _preview(

@@ -100,6 +100,8 @@ def test_a_server_is_planned_started_found_again_and_stopped(
     folder = ServerFolder(settings.data_dir)
     with opened(browser, settings) as page:
         expect(page.locator("#facts")).to_contain_text("NVIDIA H100", timeout=START_MS)
+        expect(page.locator("#facts")).to_contain_text("disk")
+        expect(page.locator("#facts")).not_to_contain_text("port of the app")  # it is its own
         page.get_by_label("Folder of the model").fill(str(model))
         press(page, "Show the plan")
         expect(page.locator("#answer")).to_contain_text("thinker", timeout=START_MS)
