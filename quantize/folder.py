@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from quantize.checkpoint import INDEX, MODELOPT, Checkpoint, without_quantizer
 from quantize.errors import BadRequest, JobStopped
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 _OURS = {"config.json", INDEX, "recipe.yaml", "README.md", "verification.json", "verification.md", MODELOPT}
 _GROWING = ".growing"
-"""In a folder that we began, which may be removed again; somebody's own may be called so too."""
+"""In a folder that we began, which may be removed again; somebody's own may be called so too. Locked by its maker."""
+_held: dict[Path, IO[bytes]] = {}
+"""The marks of what this process makes; jobs of other folders, and conversions, know of each other by nothing else."""
 _NAME_BYTES = 255
 
 
@@ -40,7 +43,9 @@ def require_free(source: Path, out: Path) -> None:
         raise BadRequest(f"{out} exists already; name another output folder or remove that one.")
     if source.resolve() in [out.resolve(), *out.resolve().parents]:
         raise BadRequest(f"{out} lies inside the source folder, which is never written to; name another place.")
-    if partial(out).exists() and not _ours(out):
+    if _made_elsewhere(out):
+        raise BadRequest(f"{out} is being made by another job; wait for it, or name another output folder.")
+    if partial(out).exists() and not _marked(out):
         raise BadRequest(f"{partial(out)} is in the way, where the result would grow; name another output folder.")
     there = next(parent for parent in out.absolute().parents if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
@@ -53,18 +58,38 @@ def begin(source: Path, out: Path) -> Path:
     growing = partial(out)
     discard(out)
     growing.mkdir(parents=True)
-    (growing / _GROWING).touch()
+    _held[out] = mark = (growing / _GROWING).open("wb")
+    with suppress(OSError):  # some network disks have no locks
+        fcntl.flock(mark, fcntl.LOCK_EX)
     return growing
 
 
 def discard(out: Path) -> None:
     """Remove a half-written result, and nothing else that has its name."""
-    if _ours(out):
+    if _marked(out) and not _made_elsewhere(out):
+        _let_go(out)
         shutil.rmtree(partial(out))
 
 
-def _ours(out: Path) -> bool:
+def _marked(out: Path) -> bool:
     return (partial(out) / _GROWING).exists()
+
+
+def _made_elsewhere(out: Path) -> bool:
+    """Whether another living process fills the folder."""
+    if out in _held or not _marked(out):
+        return False
+    with (partial(out) / _GROWING).open("rb") as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+    return False
+
+
+def _let_go(out: Path) -> None:
+    if mark := _held.pop(out, None):
+        mark.close()
 
 
 @contextmanager
@@ -87,6 +112,7 @@ def publish(out: Path) -> None:
     """Give the whole result its name. Raises JobStopped where that was taken meanwhile; the result is kept then."""
     growing = partial(out)
     (growing / _GROWING).unlink()  # from here on nothing removes it
+    _let_go(out)
     try:
         growing.rename(out)
     except OSError as error:

@@ -232,6 +232,24 @@ def test_a_published_result_has_nothing_of_its_growing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_what_another_process_makes_is_not_touched(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = "import pathlib, sys; from quantize import folder; folder.begin(*map(pathlib.Path, sys.argv[1:])); print()"
+    making = subprocess.Popen([sys.executable, "-c", f"{code}; input()", tmp_path / "source", out],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=environment.ROOT)  # fmt: skip
+    with making:
+        assert making.stdout is not None
+        making.stdout.readline()
+        with pytest.raises(BadRequest, match="being made by another job"):
+            folder.begin(tmp_path / "source", out)
+        folder.discard(out)
+        assert folder.partial(out).is_dir()
+        making.kill()
+    folder.begin(tmp_path / "source", out)
+    folder.discard(out)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_whose_name_was_taken_meanwhile_is_kept(tmp_path: Path) -> None:
     growing = folder.begin(tmp_path / "source", tmp_path / "out")
     (growing / "model.safetensors").touch()
