@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from benchmarks.browser import Visitor
 from tests.ui.conftest import App
@@ -50,11 +50,27 @@ def test_questions_faster_than_answers_stay_in_order(visit: Visit) -> None:
     for number in range(5):
         visitor.box.fill(f"slow question {number}")
         visitor.box.press("Enter")
-        visitor.page.wait_for_timeout(20)
+        visitor.page.wait_for_timeout(200)
     expect(bot(visitor).filter(has_text="echo: slow question 4")).to_be_visible(timeout=20_000)
     asked = user(visitor).all_inner_texts()
     assert asked == sorted(asked)
     assert asked[-1] == "slow question 4"
+
+
+def test_what_is_typed_before_the_server_has_taken_a_question_stays(visit: Visit) -> None:
+    visitor = visit()
+    waiting: list[Route] = []
+    visitor.page.route("**/queue/join*", lambda route: waiting.append(route), times=1)
+    visitor.box.fill("slow question")
+    with visitor.page.expect_request("**/queue/join*"):
+        visitor.box.press("Enter")
+    visitor.box.fill("the next thought")
+    waiting.pop().continue_()
+    expect(bot(visitor).filter(has_text="echo: slow question")).to_be_visible()
+    expect(visitor.box).to_have_value("the next thought")
+    visitor.box.press("Enter")
+    expect(bot(visitor).filter(has_text="echo: the next thought")).to_be_visible()
+    expect(visitor.box).to_have_value("")
 
 
 def test_undo_brings_the_message_back_into_the_box(visit: Visit, picture: Path) -> None:

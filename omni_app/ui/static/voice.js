@@ -110,12 +110,26 @@ function sending() {
   tell('');
 }
 const box = () => document.querySelector('#box textarea');
+// Gradio empties the box when the server has taken a question, which may be long after the next one was begun.
+const plain = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value');
+let sent = '';
+function keepWhatIsTyped(field) {
+  if (Object.hasOwn(field, 'value')) return;
+  Object.defineProperty(field, 'value', {configurable: true, get: plain.get, set(text) {
+    const typed = plain.get.call(field);
+    if (text || !typed || typed === sent) { plain.set.call(field, text); return; }
+    queueMicrotask(() => field.dispatchEvent(new Event('input', {bubbles: true})));  // Gradio believes that it is empty
+  }});
+}
+document.addEventListener('input', ({target}) => { if (target === box()) keepWhatIsTyped(target); }, {capture: true});
 document.addEventListener('keydown', (event) => {
   const sends = event.key === 'Enter' && !event.shiftKey && !event.isComposing && event.target === box();
-  if (sends && box().value.trim()) sending();
+  if (sends && box().value.trim()) { sent = box().value; sending(); }
 }, {capture: true});
 document.addEventListener('click', (event) => {
-  if (event.target.closest('#chat .example') || (event.target.closest('#box .submit-button') && box().value.trim())) sending();
+  const submits = event.target.closest('#box .submit-button') && box().value.trim();
+  if (submits) sent = box().value;
+  if (submits || event.target.closest('#chat .example')) sending();
 }, {capture: true});
 
 const wake = () => player.ready();
