@@ -23,6 +23,17 @@ from quantize.schemes import Recipe
 
 Stand = Callable[[str], None]
 Command = Callable[..., list[str]]
+BEGIN = [
+    sys.executable,
+    "-c",
+    "import sys; from pathlib import Path; from quantize import folder; folder.begin(*map(Path, sys.argv[1:]))",
+]
+"""With source and output: a process that begins the output's folder."""
+
+
+def begun(tmp_path: Path) -> None:
+    """What a worker that has ended leaves of `out`."""
+    subprocess.run([*BEGIN, tmp_path / "source", tmp_path / "out"], cwd=environment.ROOT, check=True)
 
 
 def made(tmp_path: Path, name: str = "out") -> Job:
@@ -64,7 +75,7 @@ def test_runs_and_ends(tmp_path: Path, python_as_worker: Stand) -> None:
 def test_failure_is_told_in_the_workers_words(tmp_path: Path, python_as_worker: Stand) -> None:
     one = made(tmp_path)
     python_as_worker(f"""echo '{{"error": "The disk ran full."}}' > {one.folder}/outcome.json; exit 1""")
-    folder.begin(tmp_path / "source", tmp_path / "out")
+    begun(tmp_path)
     state = supervisor.run(one)
     assert (state.status, state.message) == (Status.FAILED, "The disk ran full.")
     assert not folder.partial(tmp_path / "out").exists()
@@ -77,7 +88,7 @@ def test_unexpected_end_shows_the_last_line_of_the_log(tmp_path: Path, python_as
 
 def test_killed_worker_is_told_as_lack_of_memory(tmp_path: Path, python_as_worker: Stand) -> None:
     python_as_worker("kill -9 $$")
-    folder.begin(tmp_path / "source", tmp_path / "out")
+    begun(tmp_path)
     state = supervisor.run(made(tmp_path))
     assert state.status is Status.FAILED
     assert "memory ran out" in state.message
@@ -89,7 +100,7 @@ def test_cancel_ends_the_worker_even_if_it_resists(tmp_path: Path, python_as_wor
     one = made(tmp_path)
     process = started(command("run", "--job", one.folder))
     until(lambda: (tmp_path / "pid").exists())
-    folder.begin(tmp_path / "source", tmp_path / "out")
+    begun(tmp_path)
     job.cancel(one)
     assert process.wait(60) == 130
     assert one.state.status is Status.CANCELLED
@@ -185,7 +196,7 @@ def test_cancelling_twice_leaves_nothing(tmp_path: Path, python_as_worker: Stand
     one = made(tmp_path)
     process = started(command("run", "--job", one.folder))
     until(lambda: (tmp_path / "began").exists(), 60)
-    folder.begin(tmp_path / "source", tmp_path / "out")
+    begun(tmp_path)
     impatient = [threading.Thread(target=job.cancel, args=(one, 60.0)) for _ in range(3)]
     for thread in impatient:
         thread.start()
@@ -234,8 +245,8 @@ def test_a_published_result_has_nothing_of_its_growing(tmp_path: Path) -> None:
 
 def test_what_another_process_makes_is_not_touched(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code = "import pathlib, sys; from quantize import folder; folder.begin(*map(pathlib.Path, sys.argv[1:])); print()"
-    making = subprocess.Popen([sys.executable, "-c", f"{code}; input()", tmp_path / "source", out],
+    *python, code = BEGIN
+    making = subprocess.Popen([*python, f"{code}; print(flush=True); input()", tmp_path / "source", out],
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=environment.ROOT)  # fmt: skip
     with making:
         assert making.stdout is not None
