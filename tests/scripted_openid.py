@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+
+from tests.running_server import running
 
 CLIENT, SECRET, USER = "client-of-omni", "s3cret-of-the-client", "user"
 SCOPES = "openid profile contribute-repos"
@@ -124,15 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def providing(token: str) -> Iterator[Provider]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
     key = RSAKey.generate_key(2048, {"kid": "k"})
     provider = Provider(f"http://127.0.0.1:{server.server_address[1]}", token, key)
     server.RequestHandlerClass = type("Handler", (_Handler,), {"provider": provider})
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with running(server):
         yield provider
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

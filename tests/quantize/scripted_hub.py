@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.running_server import running
 
 OWNER, TOKEN = "user", "hf_users_own"
 COMMIT = "a" * 40
@@ -223,14 +224,7 @@ def asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @contextmanager
 def serving() -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
     hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
     server.RequestHandlerClass = type("Handler", (_Handler,), {"hub": hub})
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with running(server):
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
