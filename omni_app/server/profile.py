@@ -152,10 +152,11 @@ def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
 
 
 def _switches(parallel: Fact[bool], stages: int) -> Iterator[Fact[str]]:
-    """Measured together on one H100: 378 s to ready with empty caches, 120 s with full ones. `no-locks` is not among
-    them: with torch.compile it has not been measured."""
+    """Measured together on one H100: 257 s to ready with empty caches (503 s with the locks, on a host without byte
+    code). `warm-up-experts` is not among them: it has not been measured."""
     if parallel.value and stages > 1:
         yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
+        yield Fact("no-locks", "they compile at the same time too: no stage's KV size is measured, so none must wait")
     yield Fact(
         "no-sampler-warm-up",
         "99 s less for each stage that samples, cold; our warm-up compiles what 1, 2 and 16 users need",
