@@ -11,6 +11,8 @@ no-locks             with parallel: let the stages profile and compile at the sa
                      makes its memory measurement needless.
 no-sampler-warm-up   do not compile the Triton top-k/top-p sampling kernels before serving (kernel_config's
                      enable_jit_warmup). The first request that samples compiles the few variants it needs instead.
+warm-up-experts      compile the Triton kernels of a stage's experts before serving, beside the other stages' compiling.
+                     By default the first prompt of each new range of lengths waits a second for them.
 no-request-tables    do not log a table of 30 lines for each answer; /metrics counts as before.
 none                 none of them: the same as `vllm serve`.
 """
@@ -27,6 +29,11 @@ from typing import Any
 VERSION = "0.30."
 """Of vLLM-Omni: the switches reach into it, and other versions may have moved what they reach for."""
 NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
+WARM_UP_EXPERTS = "OMNI_START_WITH_WARM_EXPERTS"
+EXPERT_TOKENS = (48, 64, 96, 256, 512, 1024, 1536, 2048, 3072)
+"""Tokens in one step for which vLLM chooses another Triton kernel, above the sizes that have CUDA graphs: the keys of
+its tuned configurations of the talker's experts (vllm/model_executor/layers/fused_moe/configs), without those that
+repeat the one before. Its configurations for other GPUs, and its defaults, change at some of these too."""
 
 
 def start_stages_in_parallel() -> None:
@@ -55,6 +62,36 @@ def leave_out_phase_locks() -> None:
     stage_phase_lock.wrap_executor_with_phase_locks = unchanged
 
 
+def tell_stages_to_warm_up_experts() -> None:
+    os.environ[WARM_UP_EXPERTS] = "1"
+
+
+def warm_up_experts_with_kernels() -> None:
+    """In an engine process: after vLLM's own warm-up, let each kernel of the experts be needed once."""
+    import vllm_omni  # noqa: F401  # changes vllm, and wants to be first
+    from vllm.v1.worker import gpu_worker
+
+    original = gpu_worker.kernel_warmup
+
+    def warm_up(worker: Any, **kwargs: Any) -> None:
+        original(worker, **kwargs)
+        run_experts(worker)
+
+    gpu_worker.kernel_warmup = warm_up
+
+
+def run_experts(worker: Any) -> None:
+    """One forward pass without graphs for each kernel. Triton compiles anew where a count is no multiple of 8."""
+    from vllm.config import CUDAGraphMode
+    from vllm.model_executor.layers.fused_moe import MoERunner
+
+    if not any(isinstance(module, MoERunner) for module in worker.get_model().modules()):
+        return
+    most = worker.scheduler_config.max_num_batched_tokens
+    for tokens in (count for size in EXPERT_TOKENS for count in (size, size + 1) if count <= most):
+        worker.model_runner._dummy_run(tokens, cudagraph_runtime_mode=CUDAGraphMode.NONE, skip_eplb=True)
+
+
 def skip_sampler_warm_up() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -76,6 +113,7 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "parallel": start_stages_in_parallel,
     "no-locks": tell_stages_to_leave_out_locks,
     "no-sampler-warm-up": skip_sampler_warm_up,
+    "warm-up-experts": tell_stages_to_warm_up_experts,
     "no-request-tables": leave_out_request_tables,
     "none": lambda: None,
 }
@@ -100,8 +138,11 @@ def main() -> None:
     serve()
 
 
-if __name__ == "__mp_main__" and os.environ.get(NO_LOCKS) == "1":
-    leave_out_phase_locks()
+if __name__ == "__mp_main__":
+    if os.environ.get(NO_LOCKS) == "1":
+        leave_out_phase_locks()
+    if os.environ.get(WARM_UP_EXPERTS) == "1":
+        warm_up_experts_with_kernels()
 
 if __name__ == "__main__":
     main()

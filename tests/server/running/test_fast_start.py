@@ -19,7 +19,14 @@ from omni_app.server import fast_start
 FILES = {
     "vllm_omni/entrypoints/async_omni.py": "class AsyncOmni:\n"
     "    def __init__(self, *, model, **kwargs): self.given = kwargs\n",
-    "vllm_omni/engine/stage_phase_lock.py": "",
+    "vllm_omni/engine/stage_phase_lock.py": "def wrap_executor_with_phase_locks(kind, locker): return 'locked'\n",
+    "vllm_omni/__init__.py": "",
+    "vllm/config/__init__.py": "class CUDAGraphMode: NONE = 'no graphs'\n",
+    "vllm/model_executor/layers/fused_moe/__init__.py": "class MoERunner: pass\n",
+    "vllm/v1/worker/gpu_worker.py": "ran = []\n"
+    "def kernel_warmup(worker, *, process_local_only=False): ran.append('its own')\n"
+    "class Worker:\n"
+    "    def compile_or_warm_up_model(self): kernel_warmup(self)\n",
     "vllm/engine/arg_utils.py": "from types import SimpleNamespace as N\n"
     "class EngineArgs:\n"
     "    def create_engine_config(self): return N(kernel_config=N(enable_jit_warmup=True))\n",
@@ -33,6 +40,7 @@ def main():
         "warm_up": EngineArgs().create_engine_config().kernel_config.enable_jit_warmup,
         "tables": logging.getLogger("vllm_omni.metrics.stats").isEnabledFor(logging.INFO),
         "locks": "OMNI_START_WITHOUT_LOCKS" not in os.environ, "path": sys.path[0],
+        "experts": "OMNI_START_WITH_WARM_EXPERTS" in os.environ,
     }
     print(json.dumps(told))
 """,
@@ -56,9 +64,13 @@ def version(packages: Path, number: str) -> None:
 
 
 def run(packages: Path, switches: str) -> subprocess.CompletedProcess[str]:
+    return python(packages, "-P", str(fast_start.__file__), switches, "serve", "/m", "--omni")
+
+
+def python(packages: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", str(fast_start.__file__), switches, "serve", "/m", "--omni"], text=True,
-        capture_output=True, env={**os.environ, "PYTHONPATH": str(packages)}, timeout=60,
+        [sys.executable, *arguments], text=True, capture_output=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(packages), **environ},
     )  # fmt: skip
 
 
@@ -70,11 +82,15 @@ def run(packages: Path, switches: str) -> subprocess.CompletedProcess[str]:
         ("no-sampler-warm-up", {"warm_up": False}),
         ("no-request-tables", {"tables": False}),
         ("parallel,no-locks", {"given": {"parallel_stage_init": True}, "locks": False}),
+        ("warm-up-experts", {"experts": True}),
     ],
 )
 def test_each_switch_does_its_one_thing(packages: Path, switches: str, changed: dict[str, object]) -> None:
     told = json.loads(run(packages, switches).stdout)
-    plain = {"argv": ["vllm", "serve", "/m", "--omni"], "given": {}, "warm_up": True, "tables": True, "locks": True}
+    plain = {
+        "argv": ["vllm", "serve", "/m", "--omni"], "given": {}, "warm_up": True, "tables": True, "locks": True,
+        "experts": False,
+    }  # fmt: skip
     assert told.pop("path") == str(packages)
     assert told == {**plain, **changed}
 
@@ -90,3 +106,37 @@ def test_an_unknown_switch_is_refused(packages: Path) -> None:
     refused = run(packages, "faster")
     assert refused.returncode == 1
     assert "unknown switch: faster" in refused.stderr
+
+
+ENGINE_PROCESS = f"""
+import json, runpy
+runpy.run_path({str(fast_start.__file__)!r}, run_name="__mp_main__")  # as multiprocessing spawns it
+from types import SimpleNamespace as N
+from vllm.model_executor.layers.fused_moe import MoERunner
+from vllm.v1.worker import gpu_worker
+from vllm_omni.engine.stage_phase_lock import wrap_executor_with_phase_locks
+def warm_up(modules, most):
+    gpu_worker.ran.clear()
+    worker = gpu_worker.Worker()
+    worker.get_model = lambda: N(modules=lambda: modules)
+    worker.scheduler_config = N(max_num_batched_tokens=most)
+    worker.model_runner = N(_dummy_run=lambda tokens, **how: gpu_worker.ran.append([tokens, how]))
+    worker.compile_or_warm_up_model()
+    return list(gpu_worker.ran)
+experts = [object(), MoERunner()]
+print(json.dumps([wrap_executor_with_phase_locks("plain", None), warm_up(experts, 96), warm_up([object()], 8192),
+                  len(warm_up(experts, 8192))]))
+"""
+
+
+def test_an_engine_process_follows_the_switches(packages: Path) -> None:
+    plain = json.loads(python(packages, "-c", ENGINE_PROCESS).stdout)
+    switched = python(packages, "-c", ENGINE_PROCESS, OMNI_START_WITHOUT_LOCKS="1", OMNI_START_WITH_WARM_EXPERTS="1")
+    how = {"cudagraph_runtime_mode": "no graphs", "skip_eplb": True}
+    assert plain == ["locked", ["its own"], ["its own"], 1]
+    assert json.loads(switched.stdout) == [
+        "plain",
+        ["its own", *([tokens, how] for tokens in (48, 49, 64, 65, 96))],
+        ["its own"],
+        1 + 2 * len(fast_start.EXPERT_TOKENS),
+    ]
