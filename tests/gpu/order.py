@@ -41,6 +41,8 @@ class Order:
     """How long `soak` lasts."""
     sound: Path
     """Where `speak` leaves what was said."""
+    soak_users: int = 0
+    """As many as the largest of `users` when 0."""
 
     def settings(self, **fields: Any) -> Settings:
         return Settings(endpoint=self.endpoint, data_dir=self.data_dir, silence_seconds=120, **fields)

@@ -68,7 +68,7 @@ class Session:
             sys.executable, "-m", "tests.gpu.steps", name, "--endpoint", endpoint, "--out", str(facts),
             "--data-dir", str(self.work / "data"), "--users", self.given.users, "--rounds", str(self.given.rounds),
             "--text-tokens", str(self.given.text_tokens), "--frames", str(self.given.frames),
-            "--seconds", str(self.given.seconds),
+            "--seconds", str(self.given.seconds), "--soak-users", str(self.given.soak_users),
         ]  # fmt: skip
         why = _run(command, facts.with_suffix(".log"), limit_s)
         found = json.loads(facts.read_text()) if facts.exists() else {"ok": False}
