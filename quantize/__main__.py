@@ -18,6 +18,7 @@ from typing import get_args
 from quantize import checkpoint, convert, environment, estimate, folder, hub, job, modelopt, plan, push, supervisor
 from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
 from quantize.job import LIVE, Job, Request, Status, Task
+from quantize.lifetime import end_with_caller
 from quantize.samples import require_set
 from quantize.schemes import ALGORITHMS, MIXES, RECIPES, SCHEMES, Recipe
 
@@ -76,7 +77,7 @@ def _arguments() -> argparse.ArgumentParser:
     pushing.add_argument(
         "--visitor",
         action="store_true",
-        help=f"use the token in {push.VISITOR_TOKEN} and no other; end with the program that asks",
+        help=f"use the token in {push.VISITOR_TOKEN} and no other; end when standard input does",
     )
     looking = commands.add_parser("inspect", help="how much of each part is quantized, and whether it can be served")
     looking.add_argument("folder", type=Path)
@@ -258,7 +259,7 @@ def _card(found: argparse.Namespace) -> int:
 
 def _push(found: argparse.Namespace) -> int:
     if found.visitor:
-        push.end_with_caller()
+        end_with_caller()
     if found.dry_run:
         upload = push.listing(found.folder, found.repo, not found.public, _say)
         print(json.dumps(upload.as_dict()))

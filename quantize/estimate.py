@@ -23,6 +23,9 @@ _WORKSPACE_BYTES_PER_WEIGHT = {"rtn": 24, "mse": 40}
 """Temporaries while one fused group is quantized, in FP32 mostly."""
 _DISK_MARGIN = 0.02
 _VERIFY_MILLION_WEIGHTS_PER_SECOND = 25.0
+_GPU_MILLION_WEIGHTS_PER_SECOND = 390.0
+_GPU_VERIFY_MILLION_WEIGHTS_PER_SECOND = 480.0
+"""Seen with NVFP4A16 on one H100, files included: Python is the limit, not the GPU."""
 _COPY_BYTES_PER_SECOND = 300e6
 _SECONDS_PER_SAMPLE_AND_BILLION = 2.0
 """Capturing one short spoken answer, per billion parameters that are active; a CPU's figure, a GPU is far quicker."""
@@ -49,6 +52,8 @@ class Machine:
     disk: int
     ram: int
     cores: int
+    gpu: bool = False
+    """Whether NVIDIA's driver is installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class Estimate:
     """To be fetched from a hub first; 0 for a folder here."""
     ram_bytes: int
     gpu_bytes: int
-    """Only what capturing on a GPU would take; the schemes themselves run on the CPU."""
+    """Only what capturing on a GPU would take; the schemes themselves take 1 GB there, or else run on the CPU."""
     seconds: float
     parts: tuple[PartEstimate, ...]
     left: Mapping[str, str]
@@ -96,7 +101,8 @@ class Estimate:
 
 def machine(output: Path) -> Machine:
     """This machine, with the disk that holds `output`."""
-    return Machine(shutil.disk_usage(existing(output)).free, _available_ram(), os.cpu_count() or 1)
+    gpu = shutil.which("nvidia-smi") is not None
+    return Machine(shutil.disk_usage(existing(output)).free, _available_ram(), os.cpu_count() or 1, gpu)
 
 
 def existing(path: Path) -> Path:
@@ -129,7 +135,7 @@ def estimate(plan: Plan, here: Machine, download: Download = NO_DOWNLOAD) -> Est
         download_bytes=download.bytes,
         ram_bytes=ram,
         gpu_bytes=gpu,
-        seconds=_seconds(plan, after, here.cores),
+        seconds=_seconds(plan, after, here),
         parts=parts,
         left=plan.left,
         refusals=(*_no_room(here, disk, download), *_no_memory(plan, here, ram)),
@@ -172,11 +178,16 @@ def _memory(plan: Plan, parts: tuple[PartEstimate, ...]) -> tuple[int, int]:
     return math.ceil(max(stream, whole * (1.1 if plan.recipe.needs_model else 1))), math.ceil(plan.source.size * 1.1)
 
 
-def _seconds(plan: Plan, after: int, cores: int) -> float:
+def _seconds(plan: Plan, after: int, here: Machine) -> float:
     weights = sum(tensor.count for group in plan.groups.values() for tensor in group) / 1e6
-    speed = min(cores, 16) / 2
-    seconds = weights / plan.scheme.million_weights_per_second * _SLOWER[plan.recipe.algorithm] / speed
-    seconds += weights / _VERIFY_MILLION_WEIGHTS_PER_SECOND / speed + after / _COPY_BYTES_PER_SECOND
+    speed = min(here.cores, 16) / 2
+    quantize = weights / plan.scheme.million_weights_per_second / speed
+    verify, copy = weights / _VERIFY_MILLION_WEIGHTS_PER_SECOND / speed, after / _COPY_BYTES_PER_SECOND
+    if here.gpu:
+        verify = weights / _GPU_VERIFY_MILLION_WEIGHTS_PER_SECOND
+        if not plan.recipe.needs_model:
+            quantize, copy = weights / _GPU_MILLION_WEIGHTS_PER_SECOND, 0.0
+    seconds = quantize * _SLOWER[plan.recipe.algorithm] + verify + copy
     if plan.recipe.needs_data:
         seconds += plan.recipe.samples * _SECONDS_PER_SAMPLE_AND_BILLION * plan.source.size / 2e9 / speed
     return seconds

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -67,18 +65,6 @@ def own_token(visitor: bool) -> str:
         way = "log in on the page" if visitor else "run `hf auth login`, or set HF_TOKEN to a token that may write"
         raise BadRequest(f"Pushing takes your own login at the hub, and there is none: {way}.")
     return token
-
-
-def end_with_caller() -> None:
-    """From now on this process ends within a second of the one that started it, whatever becomes of that."""
-    caller = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == caller:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def listing(folder: Path, repo: str, private: bool = True, tell: Tell = silent) -> Upload:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantize import device
 from quantize.checkpoint import Tensor
 from quantize.plan import Plan, module
 from quantize.progress import Tell, silent
@@ -138,7 +139,8 @@ def quantize_group(weights: Mapping[str, torch.Tensor], scheme: QuantizationSche
     from llmcompressor.observers import FusionHandler
 
     weights_only = scheme.model_copy(update={"input_activations": None})
-    layers = {name: initialize_quantized_linear(weight, weights_only, "cpu") for name, weight in weights.items()}
+    where = device.for_layers()
+    layers = {name: initialize_quantized_linear(weight, weights_only, where) for name, weight in weights.items()}
     for layer in layers.values():
         initialize_observer(layer, "weight")
         apply_calibration_status(layer)
@@ -151,5 +153,6 @@ def quantize_group(weights: Mapping[str, torch.Tensor], scheme: QuantizationSche
     for name, layer in layers.items():
         freeze_module_quantization(layer)
         compress_module(layer)
-        result |= {key: value.detach().contiguous() for key, value in layer.state_dict(prefix=f"{name}.").items()}
+        found = layer.state_dict(prefix=f"{name}.")
+        result |= {key: value.detach().cpu().contiguous() for key, value in found.items()}
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quantize import formats
+from quantize import device, formats
 from quantize.checkpoint import Checkpoint, Tensor
 from quantize.formats import Layer
 
@@ -32,5 +32,6 @@ class Weights:
         return value
 
     def layer(self, layer: Layer) -> torch.Tensor:
-        """F32 [out, in]."""
-        return formats.dequantize(layer, {last: self.get(tensor) for last, tensor in layer.tensors.items()})
+        """F32 [out, in], on the device for layers."""
+        where = device.for_layers()
+        return formats.dequantize(layer, {last: self.get(tensor).to(where) for last, tensor in layer.tensors.items()})

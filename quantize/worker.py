@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from quantize import (
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadRequest, QuantizeError
 from quantize.job import Job, Request, Task
+from quantize.lifetime import end_with_caller
 from quantize.plan import Plan
 from quantize.progress import Reporter, Tell
 from quantize.schemes import Recipe
@@ -97,7 +97,7 @@ def _run(job: Job) -> int:
         os._exit(128 + number)  # unwinding torch takes seconds, and nothing is left to unwind for
 
     signal.signal(signal.SIGTERM, leave)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_caller()  # the supervisor that would tidy up is gone then, so `leave` does
     try:
         with folder.room_told(out):
             _TASKS[job.request.task](job, Reporter(job.folder / "progress.jsonl"))
@@ -108,13 +108,6 @@ def _run(job: Job) -> int:
     finally:
         folder.discard(out)
     return 0
-
-
-def _end_with_parent() -> None:
-    """Nobody looks after us once the pipe closes. The supervisor that would tidy up is gone, so we do."""
-    while os.read(0, 1):  # not sys.stdin, whose lock would make our own exit fail
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _failed(job: Job, error: str) -> int:

@@ -133,8 +133,9 @@ def errors(pair: Pair, tell: Tell) -> Iterator[LayerError]:
         source = pair.original.tensors.get(f"{layer.name}.weight")
         if source is None or layer.problem() or layer.shape != source.shape:
             continue
-        exact = pair.before.get(source).float()
-        error = (pair.after.layer(layer) - exact).norm() / exact.norm().clamp_min(1e-30)
+        near = pair.after.layer(layer)
+        exact = pair.before.get(source).to(near.device).float()
+        error = (near - exact).norm() / exact.norm().clamp_min(1e-30)
         tell("verify", number, len(pair.layers), layer.name)
         yield LayerError(layer.name, layer.kind, float(error))
 

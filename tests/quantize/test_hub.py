@@ -41,9 +41,12 @@ def result(text_model: Path) -> Path:
 
 
 def ran(command: list[str], **variables: str) -> tuple[int, dict[str, Any]]:
-    ended = subprocess.run(
-        command, cwd=environment.ROOT, capture_output=True, text=True, check=False, env={**os.environ, **variables}
-    )
+    env = {**os.environ, **variables}
+    read, write = os.pipe()  # a visitor's push ends when its standard input does
+    with os.fdopen(read), os.fdopen(write, "w"):
+        ended = subprocess.run(
+            command, cwd=environment.ROOT, stdin=read, capture_output=True, text=True, check=False, env=env
+        )
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, json.loads(ended.stdout.strip().splitlines()[-1])
 
