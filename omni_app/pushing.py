@@ -61,7 +61,7 @@ class Push:
         arguments = [*([] if private else ["--public"]), *([] if token else ["--dry-run"])]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "quantize", "push", "--visitor", *arguments, "--", str(folder), repo], cwd=ROOT,
-            env=_environment(token), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=_environment(token), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",
         )  # fmt: skip
         self._reader = threading.Thread(target=self._follow, args=(token,), daemon=True)
@@ -86,9 +86,10 @@ class Push:
         self.error = "" if self.url else "Stopped. Begin it again at any time: what was sent is not sent twice."
 
     def _follow(self, token: str) -> None:
-        assert self._process.stdout is not None
-        said = deque(self._unread(self._process.stdout), SAID_LINES)
-        code = self._process.wait()
+        with self._process as process:  # whose standard input ends with the app, and the upload with that
+            assert process.stdout is not None
+            said = deque(self._unread(process.stdout), SAID_LINES)
+            code = process.wait()
         if not (self.error or (code == 0 and (self.url or self.upload))):
             words = next((line for line in reversed(said) if line.strip()), "it said nothing").strip()
             hidden = words.replace(token, "…") if token else words
