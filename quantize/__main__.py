@@ -113,9 +113,9 @@ def _recipe(found: argparse.Namespace) -> Recipe:
 
 def _estimate(found: argparse.Namespace) -> int:
     out = found.output or (Path.cwd() if hub.is_id(found.source) else Path(found.source))
-    model, download = hub.resolve(found.source, out)
-    made = plan.make(model, _recipe(found))
-    print(json.dumps(estimate.estimate(made, estimate.machine(out), download).as_dict()))
+    model = hub.resolve(found.source)
+    made = plan.make(model.checkpoint, _recipe(found))
+    print(json.dumps(estimate.estimate(made, estimate.machine(out), model.download(out)).as_dict()))
     return 0
 
 
@@ -193,14 +193,14 @@ def _local(named: str) -> Path:
 def _quantization(found: argparse.Namespace) -> Request:
     source = found.source if hub.is_id(found.source) else str(Path(found.source).absolute())
     out = found.output.absolute()
-    model, download = hub.resolve(source, out)
-    made = plan.make(model, _recipe(found))
+    model = hub.resolve(source)
+    made = plan.make(model.checkpoint, _recipe(found))
     folder.require_free(Path(source), out)
     calibration = _calibration(found.calibration)
     if made.recipe.needs_data:
         require_set(calibration, made.recipe.samples, made.source.is_omni, made.recipe.mix)
     if not any(one.state.status in LIVE for one in job.find(found.jobs)):  # who is ahead holds memory that comes back
-        estimate.require(estimate.estimate(made, estimate.machine(out), download))
+        estimate.require(estimate.estimate(made, estimate.machine(out), model.download(out)))
     return Request(source, str(out), made.recipe, calibration)
 
 

@@ -11,8 +11,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +36,23 @@ class _Unreachable(ModelUnusable):
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """A model that lies on a hub, read without its weights."""
+class Found:
+    """A model that can be quantized, read without its weights; of a hub's, one commit, wherever its branch goes."""
 
-    repo: str
-    commit: str
+    source: str
     checkpoint: Checkpoint
-    """Its `folder` is not on this disk; all else is as of a local model."""
-    files: Mapping[str, int]
-    """Bytes of each file that quantizing needs."""
-    absent: int
+    """Its `folder` is on this disk unless there is a commit; all else is alike."""
+    commit: str = ""
+    """Empty for a folder on this disk."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each file that quantizing needs of the hub."""
+    absent: int = 0
     """Bytes of those that the cache does not have yet."""
 
     def download(self, output: Path) -> Download:
         """What fetching it takes, beside a result in `output`."""
+        if not self.commit:
+            return NO_DOWNLOAD
         cache, out = existing(_cache()), existing(output)
         return Download(self.absent, shutil.disk_usage(cache).free, cache.stat().st_dev == out.stat().st_dev)
 
@@ -59,21 +62,20 @@ def is_id(source: str) -> bool:
     return bool(_ID.fullmatch(source)) and not Path(source).exists()
 
 
-def resolve(source: str, output: Path) -> tuple[Checkpoint, Download]:
-    """A model that can be quantized, from a folder or a hub, by headers alone; and what fetching it would take.
+def resolve(source: str) -> Found:
+    """A model in a folder or on a hub. Where the hub cannot be reached, a copy that is whole in the cache does.
 
     Raises ModelUnusable.
     """
     if not is_id(source):
-        return checkpoint.read_source(Path(source)), NO_DOWNLOAD
+        return Found(source, checkpoint.read_source(Path(source)))
     try:
-        found = look(source)
+        return _look(source)
     except _Unreachable:
-        return checkpoint.read_source(_cached(source)), NO_DOWNLOAD
-    return found.checkpoint, found.download(output)
+        return Found(source, _cached(source))
 
 
-def look(source: str) -> Remote:
+def _look(source: str) -> Found:
     """What the model is, from config.json and the headers of its weights, over HTTP ranges.
 
     Raises ModelUnusable: no such model, gated, not safetensors, cannot be quantized, or the hub cannot be reached.
@@ -90,37 +92,57 @@ def look(source: str) -> Remote:
         if not isinstance(config, dict):
             raise ModelUnusable(f"config.json of {source} is not a model's configuration; name another revision.")
         tensors = _tensors(api, repo, commit)
-    found = Checkpoint(Path(repo), config, tensors)
-    checkpoint.require_source(found, source, MODELOPT in held)
-    files = {name: size for name, size in held.items() if _needed(name, set(found.files))}
-    return Remote(repo, commit, found, files, _absent(repo, commit, files))
+    model = Checkpoint(Path(repo), config, tensors)
+    checkpoint.require_source(model, source, MODELOPT in held)
+    files = {name: size for name, size in held.items() if _needed(name, set(model.files))}
+    return Found(source, model, commit, files, _absent(repo, commit, files))
 
 
-def fetch(source: str, tell: Tell = silent) -> Path:
-    """The model's folder in the hub's cache, downloaded as far as it is not there yet.
+def fetch(found: Found, tell: Tell = silent) -> Path:
+    """The model's folder, downloaded into the hub's cache as far as it is not there yet.
 
-    Where the hub cannot be reached, a copy that is whole in the cache does. Raises as `look`, and DoesNotFit.
+    Raises ModelUnusable where the hub does not give all of it, and DoesNotFit.
     """
+    if not found.commit:
+        return found.checkpoint.folder
+    source, absent = found.source, found.absent
+    free = shutil.disk_usage(existing(_cache())).free
+    if absent > free:
+        raise DoesNotFit(
+            f"{source} takes {absent / GB:.1f} GB more in {_cache()} and {free / GB:.1f} GB are free there; "
+            f"free {(absent - free) / GB:.1f} GB, or name another disk's folder in HF_HUB_CACHE."
+        )
+    tell("fetch", 0, absent, source)
+    with _told(source):
+        folder = _downloaded(found, lambda done: tell("fetch", done, absent, source))
+    tell("fetch", absent, absent, source)
+    return folder
+
+
+def _downloaded(found: Found, note: Callable[[int], None]) -> Path:
+    """note: is told the bytes so far."""
     from huggingface_hub import snapshot_download
 
-    try:
-        found = look(source)
-    except _Unreachable:
-        return _cached(source)
-    free = shutil.disk_usage(existing(_cache())).free
-    if found.absent > free:
-        raise DoesNotFit(
-            f"{source} takes {found.absent / GB:.1f} GB more in {_cache()} and {free / GB:.1f} GB are free there; "
-            f"free {(found.absent - free) / GB:.1f} GB, or name another disk's folder in HF_HUB_CACHE."
-        )
-    tell("fetch", 0, found.absent, source)
-    with _told(source):
-        folder = snapshot_download(
-            found.repo, revision=_parsed(source)[1], allow_patterns=[literal(name) for name in found.files],
-            endpoint=address(), tqdm_class=_bars(lambda done: tell("fetch", done, found.absent, source)),
-        )  # fmt: skip
-    tell("fetch", found.absent, found.absent, source)
-    return Path(folder)
+    repo, revision = _parsed(found.source)
+    patterns = [literal(name) for name in found.files]
+    folder = Path(snapshot_download(
+        repo, revision=found.commit, allow_patterns=patterns, endpoint=address(), tqdm_class=_bars(note),
+    ))  # fmt: skip
+    if not all((folder / name).exists() for name in found.files):  # it gives what it has when the hub refuses the rest
+        raise ModelUnusable(f"The hub gave only a part of {found.source}; try again later.")
+    _note_commit(folder, revision or "main")
+    return folder
+
+
+def _note_commit(snapshot: Path, revision: str) -> None:
+    """Tell the cache which commit a branch or tag was, as huggingface_hub does where it looks that up itself.
+
+    It is how `_cached` finds the copy. A cache that cannot be written to does without.
+    """
+    ref = snapshot.parents[1] / "refs" / revision
+    with suppress(OSError):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(snapshot.name)
 
 
 def _parsed(source: str) -> tuple[str, str | None]:
@@ -178,7 +200,7 @@ def _absent(repo: str, commit: str, files: Mapping[str, int]) -> int:
     return sum(size for name, size in files.items() if name not in held)
 
 
-def _cached(source: str) -> Path:
+def _cached(source: str) -> Checkpoint:
     """A whole copy that an earlier run left, with the hub out of reach."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -188,8 +210,7 @@ def _cached(source: str) -> Path:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns="config.json"))
     except LocalEntryNotFoundError as error:
         raise _unreachable(source) from error
-    checkpoint.read_source(folder)
-    return folder
+    return checkpoint.read_source(folder)
 
 
 def literal(name: str) -> str:

@@ -164,10 +164,10 @@ def _source(request: Request, tell: Tell) -> Path:
     """The model's folder; one on a hub is fetched, once it is sure that the job fits here."""
     if not hub.is_id(request.source):
         return Path(request.source)
-    out = Path(request.output)
-    model, download = hub.resolve(request.source, out)
-    estimate.require(estimate.estimate(plan.make(model, _recipe(request)), estimate.machine(out), download))
-    return hub.fetch(request.source, tell)
+    found, out = hub.resolve(request.source), Path(request.output)
+    made = plan.make(found.checkpoint, _recipe(request))
+    estimate.require(estimate.estimate(made, estimate.machine(out), found.download(out)))
+    return hub.fetch(found, tell)
 
 
 def _write(made: Plan, growing: Path, job: Job, tell: Tell) -> dict[str, str]:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,18 @@ class Repo:
     files: dict[str, bytes]
     private: bool = False
     gated: bool = False
+    commit: str = COMMIT
+    """Where main is."""
+    earlier: dict[str, Repo] = field(default_factory=dict)
+    """As it was at each commit that main has left."""
+
+    def move(self, files: dict[str, bytes]) -> None:
+        """Somebody pushes: main is another commit with these files from now on."""
+        self.earlier[self.commit] = replace(self)
+        self.commit, self.files = hashlib.sha1(self.commit.encode()).hexdigest(), files
+
+    def at(self, revision: str) -> Repo | None:
+        return self if revision in ("main", self.commit) else self.earlier.get(revision)
 
 
 @dataclass
@@ -69,9 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._note()
         path = unquote(urlsplit(self.path).path)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            self._info(found[1], found[2])
+            self._info(found[1], found[2] or "main")
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
-            self._tree(found[1])
+            self._tree(found[1], found[2])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(found[1], found[2], found[3])
         else:
@@ -112,42 +124,44 @@ class _Handler(BaseHTTPRequestHandler):
     def _login(self) -> str:
         return str(self.headers.get("Authorization", "")).removeprefix("Bearer ")
 
-    def _repo(self, name: str) -> Repo | None:
+    def _repo(self, name: str, revision: str) -> Repo | None:
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and self._login != TOKEN):
             self._refuse(401 if not self._login else 404, "RepoNotFound")
-            return None
-        return repo
-
-    def _info(self, name: str, revision: str | None) -> None:
-        if (repo := self._repo(name)) is None:
-            return
-        if revision not in (None, "main", COMMIT):
+        elif (found := repo.at(revision)) is None:
             self._refuse(404, "RevisionNotFound")
+        else:
+            return found
+        return None
+
+    def _info(self, name: str, revision: str) -> None:
+        if (repo := self._repo(name, revision)) is None:
             return
         siblings = [{"rfilename": file, "size": len(content)} for file, content in repo.files.items()]
-        self._answer({"id": name, "sha": COMMIT, "private": repo.private, "gated": repo.gated, "siblings": siblings})
+        told = {"id": name, "sha": repo.commit, "private": repo.private, "gated": repo.gated, "siblings": siblings}
+        self._answer(told)
 
-    def _tree(self, name: str) -> None:
-        if (repo := self._repo(name)) is not None:
+    def _tree(self, name: str, revision: str) -> None:
+        if (repo := self._repo(name, revision)) is not None:
             self._answer([
                 {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                 for file, content in repo.files.items()
             ])  # fmt: skip
 
     def _file(self, name: str, revision: str, file: str) -> None:
-        if (repo := self._repo(name)) is None:
+        if (repo := self._repo(name, revision)) is None:
             return
         if repo.gated and self._login != TOKEN:
             self._refuse(401 if not self._login else 403, "GatedRepo")
         elif file not in repo.files:
             self._refuse(404, "EntryNotFound")
         else:
-            self._send_file(file, repo.files[file])
+            self._send_file(file, repo)
 
-    def _send_file(self, file: str, content: bytes) -> None:
+    def _send_file(self, file: str, repo: Repo) -> None:
+        content = repo.files[file]
         etag = f'"{hashlib.sha1(content).hexdigest()}"'
-        status, more = 200, {"ETag": etag, "X-Repo-Commit": COMMIT, "X-Linked-Size": str(len(content))}
+        status, more = 200, {"ETag": etag, "X-Repo-Commit": repo.commit, "X-Linked-Size": str(len(content))}
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             begin, end = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
             status, more["Content-Range"] = 206, f"bytes {begin}-{end}/{len(content)}"
@@ -211,12 +225,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The hub, and an environment in which every command asks that one and keeps what it fetches in `home`."""
+    """The hub, and an environment in which every command asks that one, as `quantize.hub` in this process does, and
+    keeps what it fetches in `home`."""
     with serving() as found:
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "OMNI_HUB_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HF_ENDPOINT", found.address)
         monkeypatch.setenv("HF_HOME", str(home))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))  # read before, here
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         yield found
 

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from quantize import environment, job
+from quantize.errors import ModelUnusable
+from quantize.hub import fetch, resolve
 from tests.quantize import scripted_hub
 from tests.quantize.scripted_hub import TOKEN, Hub, Repo
 from tests.quantize.test_job import Command
+from tests.server import model_folder
 
 
 @pytest.fixture
@@ -63,8 +66,6 @@ def test_estimate_reads_headers_alone(hub: Hub, command: Command, text_files: di
 
 
 def test_estimate_of_a_model_in_many_files(hub: Hub, command: Command, text_model: Path) -> None:
-    from tests.server import model_folder
-
     first = {"model.embed_tokens.weight": ("BF16", [64, 64]), "model.norm.weight": ("BF16", [64])}
     second = {"model.layers.0.mlp.up_proj.weight": ("BF16", [128, 64])}
     files = {"config.json": (text_model / "config.json").read_bytes()}
@@ -109,6 +110,29 @@ def test_unusable_models_are_told_in_a_sentence(
     assert words in found["error"]
 
 
+def test_what_is_fetched_is_what_was_looked_at(
+    hub: Hub, command: Command, text_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    repo = hub.repos["them/model"] = Repo(text_files)
+    found = resolve("them/model")
+    shapes = {"model.embed_tokens.weight": ("BF16", [64, 64]), "model.layers.0.mlp.up_proj.weight": ("BF16", [64, 64])}
+    model_folder.write(tmp_path / "other", shapes)
+    repo.move({**text_files, "model.safetensors": (tmp_path / "other").read_bytes()})
+    folder = fetch(found)
+    assert (folder / "model.safetensors").read_bytes() == text_files["model.safetensors"]
+    asked = command("estimate", "them/model")
+    assert ran(asked)[1]["parameters"] == 2 * 64 * 64
+    assert ran(asked, HF_HUB_OFFLINE="1")[1]["parameters"] == 41_024
+
+
+def test_a_part_is_not_taken_for_the_model(hub: Hub, text_files: dict[str, bytes]) -> None:
+    hub.repos["them/model"] = Repo(text_files)
+    found = resolve("them/model")
+    hub.repos.clear()
+    with pytest.raises(ModelUnusable, match="gave only a part of them/model"):
+        fetch(found)
+
+
 def test_private_model_with_the_users_token(hub: Hub, command: Command, text_files: dict[str, bytes]) -> None:
     hub.repos["them/private"] = Repo(text_files, private=True)
     assert ran(command("estimate", "them/private"), HF_TOKEN=TOKEN)[0] == 0
@@ -123,8 +147,6 @@ def test_hub_out_of_reach(command: Command, unused_address: str, tmp_path: Path)
 
 
 def test_no_room_for_the_download(hub: Hub, command: Command, tmp_path: Path, text_files: dict[str, bytes]) -> None:
-    from tests.server import model_folder
-
     model_folder.write(tmp_path / "huge", {"model.embed_tokens.weight": ("BF16", [64, 64])})
     huge = (tmp_path / "huge").read_bytes()
     header = json.loads(huge[8 : 8 + int.from_bytes(huge[:8], "little")])
