@@ -25,8 +25,8 @@ class Onlooker:
     question: str
     speech_bytes: int
     """Of the speech of the whole answer."""
-    whole: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    """By what was wrong with them; whole ones under the empty string."""
 
     def talk(self, until: float) -> None:
         """Until that moment of `time.monotonic`."""
@@ -37,17 +37,15 @@ class Onlooker:
                 visitor.page.locator("#new").click()
                 expect(visitor.page.locator("#chat [data-testid=user]")).to_have_count(0, timeout=PATIENCE_MS)
                 for number in range(1, QUESTIONS + 1):
-                    self._count(visitor, number)
-            self.problems += Counter(visitor.problems)
+                    self.answers[self._flaw(visitor, number)] += 1
+            self.answers.update(visitor.problems)
             visitor.close()
 
-    def _count(self, visitor: Visitor, number: int) -> None:
+    def _flaw(self, visitor: Visitor, number: int) -> str:
         try:
-            problem = self._ask(visitor, number)
+            return self._ask(visitor, number)
         except (AssertionError, Error) as error:
-            problem = str(error).strip().splitlines()[0]
-        self.whole += not problem
-        self.problems += Counter({problem: 1} if problem else {})
+            return str(error).strip().splitlines()[0]
 
     def _ask(self, visitor: Visitor, number: int) -> str:
         """One question and its answer to the last sound; returns what was wrong with it, or nothing."""

@@ -44,8 +44,8 @@ class Crowd:
     app: App
     users: int
     speech: bool
-    whole: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    """By what was wrong with them; whole ones under the empty string."""
     seconds: list[float] = field(default_factory=list)
     held: list[Holdings] = field(default_factory=list)
 
@@ -65,8 +65,7 @@ class Crowd:
                 except (httpx.HTTPError, TimeoutError) as error:
                     problem = type(error).__name__
                 self.seconds.append(time.monotonic() - began)
-                self.whole += not problem
-                self.problems += Counter({problem: 1} if problem else {})
+                self.answers[problem] += 1
 
     async def _ask(self, client: httpx.AsyncClient) -> str:
         """One question and its whole answer; returns what was wrong with it, or nothing."""
@@ -108,9 +107,9 @@ class Crowd:
 
     def found(self) -> list[str]:
         grown, most = self.growth(), asdict(MOST_GROWTH)
-        told = [f"{count} x {problem}" for problem, count in self.problems.items()]
+        told = flaws(self.answers)
         told += [f"{name} grew by {grown[name]:.1f}" for name in grown if grown[name] > most[name]]
-        return told if self.whole or not self.users else [*told, "nothing was answered"]
+        return told if self.answers[""] or not self.users else [*told, "nothing was answered"]
 
 
 async def _chunks(answer: httpx.Response) -> AsyncIterator[str]:
@@ -147,20 +146,24 @@ async def load(crowds: dict[str, Crowd], seconds: float, onlookers: Sequence[Onl
             group.create_task(crowd.talk(until))
 
 
+def flaws(answers: Counter[str]) -> list[str]:
+    return [f"{count} x {flaw}" for flaw, count in answers.items() if flaw]
+
+
 def figures(crowd: Crowd) -> dict[str, Any]:
     taken = sorted(crowd.seconds) or [0.0]
     return {
-        "users": crowd.users, "whole": crowd.whole, "median_s": round(statistics.median(taken), 2),
+        "users": crowd.users, "whole": crowd.answers[""], "median_s": round(statistics.median(taken), 2),
         "slowest_s": round(taken[-1], 2), "last": asdict(crowd.held[-1]), "growth": crowd.growth(),
         "found": crowd.found(),
     }  # fmt: skip
 
 
 def told_of(onlookers: Sequence[Onlooker]) -> dict[str, Any]:
-    problems = sum((one.problems for one in onlookers), Counter[str]())
-    found = [f"{count} x {problem}" for problem, count in problems.items()]
-    found += [f"browser {number} heard nothing whole" for number, one in enumerate(onlookers) if not one.whole]
-    return {"users": len(onlookers), "whole": sum(one.whole for one in onlookers), "found": found}
+    answers = sum((one.answers for one in onlookers), Counter[str]())
+    found = flaws(answers)
+    found += [f"browser {number} heard nothing whole" for number, one in enumerate(onlookers) if not one.answers[""]]
+    return {"users": len(onlookers), "whole": answers[""], "found": found}
 
 
 def main() -> None:
