@@ -170,17 +170,27 @@ class Chat:
 
     async def open(self, request: gr.Request, key: str) -> Updates:
         """Show a conversation, and go on showing the answer that is being made in it."""
+        async for update in self._opened(request, key, SILENCE):
+            yield update
+
+    async def back(self, request: gr.Request, event: gr.EventData, key: str) -> Updates:
+        """Show it anew to a page that doubts its connection, and leave it what it plays. The bar hears of no value that
+        is as the last one was, so this one carries the number of the doubt."""
+        async for update in self._opened(request, key, {"doubt": event.id}):
+            yield update
+
+    async def _opened(self, request: gr.Request, key: str, voice: Update) -> Updates:
         visitor = visitor_of(request)
         conversation = self._store.get(visitor, key)
         if conversation is None:
-            yield self.fresh(request)
+            yield self.fresh(request) | {"voice": SILENCE | voice}
             return
         self._tabs.show(request, conversation)
         live = self._replies.current(visitor, conversation.id)
         yield {
             "key": conversation.id,
             "chat": self._rendered(conversation, live),
-            "voice": SILENCE | {"busy": live is not None},
+            "voice": voice | {"busy": live is not None},
             "history": self._tabs.listed(request, conversation.id),
             "title": gr.update(value=conversation.title, visible=bool(conversation.turns)),
         }

@@ -136,7 +136,7 @@ class Page:
         self._on_question(w["chat"].example_select, examples.chosen(chat), wishes)
         answers: dict[str, Any] = {"trigger_mode": "multiple"}
         self._on(w["history"].input, chat.open, [w["history"]], **answers)
-        self._on(w["voice"].back, chat.open, [w["key"]], **answers)
+        self._on(w["voice"].back, chat.back, [w["key"]], **answers)
         self._on(demo.load, chat.open, [w["key"]], **answers)
         self._on(w["voice"].halt, chat.halt, [w["key"]], **answers)
         self._on(w["chat"].undo, chat.undo, [w["key"]])

@@ -54,7 +54,7 @@ class SpeechOut extends AudioWorkletProcessor {
 registerProcessor('speech-out', SpeechOut);`;
 
 const READER = `
-let port, generation = 0, abort = null;
+let port, order = null, abort = null;
 const floats = (bytes) => {
   const ints = new Int16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >> 1);
   return Float32Array.from(ints, (sample) => sample / 32768);
@@ -72,35 +72,44 @@ function resampler(from, to) {
     return Float32Array.from(out);
   };
 }
-async function read(url, rate, mine, signal) {
-  const response = await fetch(url, {signal, credentials: 'same-origin'});
+// mine.taken: bytes that were handed on; a stream that is read again begins with them.
+async function read(mine, signal) {
+  const response = await fetch(mine.url, {signal, credentials: 'same-origin'});
   if (response.status === 204) return;
   if (!response.ok) throw new Error('speech stream answered ' + response.status);
-  const convert = resampler(Number(response.headers.get('X-Sample-Rate')) || rate, rate);
+  mine.convert ??= resampler(Number(response.headers.get('X-Sample-Rate')) || mine.rate, mine.rate);
   const reader = response.body.getReader();
-  let rest = new Uint8Array(0);
+  let rest = new Uint8Array(0), known = mine.taken;
   for (;;) {
-    const {done, value} = await reader.read();
+    const {done, value: piece} = await reader.read();
     if (done) return;
+    const value = piece.subarray(known);
+    known -= piece.length - value.length;
     const bytes = new Uint8Array(rest.length + value.length);
     bytes.set(rest); bytes.set(value, rest.length);
     const whole = bytes.length & ~1;
     rest = bytes.slice(whole);
     if (!whole) continue;
-    const samples = convert(floats(bytes.slice(0, whole)));
-    port.postMessage({samples, generation: mine}, [samples.buffer]);
+    mine.taken += whole;
+    const samples = mine.convert(floats(bytes.slice(0, whole)));
+    port.postMessage({samples, generation: mine.generation}, [samples.buffer]);
   }
 }
 onmessage = async ({data}) => {
   if (data.port) { port = data.port; return; }
+  if (data.again && !order) return;
   if (abort) abort.abort();
-  generation = data.generation;
-  if (!data.url) return;
+  if (!data.again) order = data.url ? {...data, taken: 0} : null;
+  if (!order) return;
   abort = new AbortController();
-  const mine = generation;
-  try { await read(data.url, data.rate, mine, abort.signal); }
-  catch (error) { if (error.name !== 'AbortError') postMessage({event: 'error', why: String(error), generation: mine}); }
-  port.postMessage({end: true, generation: mine});
+  const mine = order, {generation} = mine;
+  try { await read(mine, abort.signal); }
+  catch (error) {
+    if (error.name === 'AbortError') return;
+    postMessage({event: 'error', why: String(error), generation});
+  }
+  if (order === mine) order = null;
+  port.postMessage({end: true, generation});
 };`;
 
 const asUrl = (source) => URL.createObjectURL(new Blob([source], {type: 'text/javascript'}));
@@ -172,6 +181,8 @@ class SpeechPlayer {
     if (mine !== this.wanted) return;
     this.renew({url: new URL(url, document.baseURI).href, rate: this.rate});
   }
+  // What is still to come of the speech by another connection, since this one may be dead without a word.
+  again() { if (this.reader) this.reader.postMessage({again: true}); }
   stop() {
     this.wanted++;
     if (this.sink) this.renew({});

@@ -9,7 +9,7 @@ const say = (text) => { if (line.textContent !== text) line.textContent = text; 
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
 let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
 // `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
-let revival = null, stuck = false;
+let revival = null, revivals = 0, stuck = false;
 
 const player = new SpeechPlayer({on: refresh});
 element.speechPlayer = player;
@@ -31,17 +31,17 @@ function stop() {
   tell('');
 }
 const link = new ServerWatch({
-  pending: () => busy || asked || player.speaking,
+  pending: () => busy || asked || player.speaking || player.pending,
   lost: () => { revived(); player.stop(); idle(); },
   back: () => { idle(); revive(reload); },
-  // What is still heard proves that something flows, and asking anew would silence it.
-  doubted: () => { if (!player.speaking) revive(stick); },
+  // What is heard proves nothing: it may have come long before. It is not silenced by asking anew.
+  doubted: () => { player.again(); revive(stick); },
 });
 // Ask for the conversation anew. Behind a network that went away without a word Gradio's own stream may be dead, and only
 // a new page opens another; a server that answers slowly is given more time.
 async function revive(otherwise) {
   const mine = revival = {};
-  trigger('back');
+  trigger('back', {id: ++revivals});
   do await new Promise((resolve) => setTimeout(resolve, REVIVED_WITHIN_MS)); while (revival === mine && !await link.quick());
   if (revival === mine) otherwise();
 }
