@@ -101,7 +101,7 @@ class Bench(Settings):
         report = asyncio.run(bench.measure(settings, load, with_vllm=self.vllm_bench))
         print(bench.table(report))
         if baselines:
-            print(f"\n{versus.table(baselines, report.summary)}")
+            print(f"\n{versus.table([*baselines, report.summary])}")
         if self.out:
             self.out.write_text(report.as_json() + "\n")
         if not any(row.good for row in report.rows):

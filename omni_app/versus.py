@@ -36,17 +36,17 @@ def summary_of(path: Path) -> Summary:
         ) from error
 
 
-def table(baselines: Sequence[Summary], measured: Summary) -> str:
-    """In Markdown, one line for each; the speed-up is over the first baseline, in tokens per second."""
-    first = baselines[0].tokens_per_second
+def table(rows: Sequence[Summary]) -> str:
+    """In Markdown, one line for each; the speed-up is over the first, in tokens per second."""
+    first = rows[0].tokens_per_second
     lines = ["| " + " | ".join(_HEAD) + " |", "| --- |" + " ---: |" * (len(_HEAD) - 1)]
-    return "\n".join([*lines, *(_line(one, first) for one in (*baselines, measured))])
+    return "\n".join([*lines, *(_line(one, first) for one in rows)])
 
 
 def _line(one: Summary, first: float | None) -> str:
     gain = one.tokens_per_second / first if one.tokens_per_second and first else None
     cells = (
-        (one.memory_gib, "{:.1f}"), (one.tokens_per_second, "{:.0f}"), (one.first_text_ms, "{:.0f}"),
+        (one.memory_gib, "{:.1f}"), (one.tokens_per_second, "{:.3g}"), (one.first_text_ms, "{:.0f}"),
         (one.first_sound_ms, "{:.0f}"), (one.real_time_factor, "{:.2f}"), (gain, "{:.2f} x"),
     )  # fmt: skip
     return (

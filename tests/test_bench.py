@@ -140,7 +140,7 @@ def test_a_speed_up_is_over_the_first_baseline() -> None:
     slow = Summary(name="bf16", memory_gib=67, tokens_per_second=120, first_text_ms=40)
     fast = Summary(name="nvfp4", memory_gib=54, tokens_per_second=240, first_text_ms=31, real_time_factor=0.125)
     unknown = Summary(name="elsewhere")
-    assert versus.table([slow, unknown], fast).splitlines()[2:] == [
+    assert versus.table([slow, unknown, fast]).splitlines()[2:] == [
         "| bf16 | 67.0 | 120 | 40 | - | - | 1.00 x |",
         "| elsewhere | - | - | - | - | - | - |",
         "| nvfp4 | 54.0 | 240 | 31 | - | 0.12 | 2.00 x |",

@@ -70,7 +70,7 @@ class Session:
             "--text-tokens", str(self.given.text_tokens), "--frames", str(self.given.frames),
             "--seconds", str(self.given.seconds), "--soak-users", str(self.given.soak_users),
         ]  # fmt: skip
-        why = _run(command, facts.with_suffix(".log"), limit_s)
+        why = run(command, facts.with_suffix(".log"), limit_s)
         found = json.loads(facts.read_text()) if facts.exists() else {"ok": False}
         return self.note(called, {**found, "seconds": time.monotonic() - began, "why": why})
 
@@ -118,7 +118,7 @@ class Session:
         self.note(f"stop of {called}", facts)
 
 
-def _run(command: list[str], log: Path, limit_s: float) -> str:
+def run(command: list[str], log: Path, limit_s: float) -> str:
     """Why it failed, in its last words; empty when it did not."""
     with log.open("wb") as output:
         try:

@@ -128,9 +128,11 @@ def _page(order: Order) -> Json:
         port = _free_port()
         url, environ = f"http://127.0.0.1:{port}", {**os.environ, "OMNI_ENDPOINT": order.endpoint}
         command = [sys.executable, "-m", "omni_app", "run", f"--port={port}", f"--data-dir={folder}"]
-        app = subprocess.Popen(command, cwd=ROOT, env=environ)
+        app, began = subprocess.Popen(command, cwd=ROOT, env=environ), time.monotonic()
         try:
-            started = _until_healthy(url, app)
+            if not until_healthy(url, app):
+                raise SystemExit("the app did not become ready")
+            started = time.monotonic() - began
             asked = _ask_the_tool(url)
             added = _compare(order, replace(order, endpoint=url))
         finally:
@@ -146,16 +148,17 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _until_healthy(url: str, app: subprocess.Popen[bytes]) -> float:
+def until_healthy(url: str, app: subprocess.Popen[bytes], limit_s: float = APP_READY_S) -> bool:
+    """Whether the app became ready before it ended, in so many seconds."""
     began = time.monotonic()
-    while time.monotonic() - began < APP_READY_S and app.poll() is None:
+    while time.monotonic() - began < limit_s and app.poll() is None:
         try:
-            if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
-                return time.monotonic() - began
+            if httpx.get(f"{url}/health", trust_env=False, timeout=30).status_code == 200:
+                return True
         except httpx.TransportError:
             pass  # it does not listen yet
         time.sleep(0.2)
-    raise SystemExit("the app did not become ready")
+    return False
 
 
 def _ask_the_tool(url: str) -> Json:

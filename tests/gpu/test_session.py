@@ -28,6 +28,14 @@ def session(out: Path, *more: str, **environ: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, check=False)
 
 
+IN_PROCESS = """#!/bin/sh
+for one; do case "$one" in --port=*) port=${{one#--port=}};; esac; done
+export FAKE_VLLM='{{"children": false}}'
+exec {python} {server} serve in-process --omni --host 127.0.0.1 --port $port
+"""
+"""In place of an app whose own process holds a model of 70 GB: any server that speaks the app's dialect."""
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     """A serve environment whose vllm is the stand-in, and a nvidia-smi that tells of an H100."""
@@ -35,6 +43,7 @@ def stand_in(tmp_path: Path) -> Path:
         "vllm": f'#!/bin/sh\nexec {sys.executable} {fake_vllm.__file__} "$@"\n',
         "python": f'#!/bin/sh\nshift 3\nexec {sys.executable} {fake_vllm.__file__} "$@"\n',
         "nvidia-smi": SMI,
+        "app": IN_PROCESS.format(python=sys.executable, server=fake_vllm.__file__),
     }
     folder = tmp_path / "venv/bin"
     folder.mkdir(parents=True)
@@ -68,6 +77,27 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
         assert b"codec_chunk_frames: 10  # a variant" in plan.read()
     assert {"data/server/server.log", "data/server/deploy.yaml"} <= set(names)
     assert (tmp_path / "out/spoken.wav").stat().st_size > 1000
+
+
+def test_formats_and_engines_stand_side_by_side(stand_in: Path, tmp_path: Path) -> None:
+    model = model_folder.make(tmp_path / "model", "nvfp4")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [
+        sys.executable, "-m", "tests.gpu.side_by_side", f"--serve=nvfp4={model}", f"--serve=none={tmp_path}",
+        f"--transformers=nf4={model}", f"--out={tmp_path / 'out'}", f"--serve-venv={stand_in}", f"--port={port}",
+        f"--transformers-python={stand_in / 'bin/app'}", "--text-tokens=8", f"--cache-dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    path = f"{stand_in}/bin:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert done.returncode == 1, "one of the models cannot be served"
+    assert [name for name, facts in results.items() if not facts["ok"]] == ["serve none"], done.stdout[-3000:]
+    lines = (tmp_path / "out/table.md").read_text().splitlines()[2:]
+    assert [line.split()[1] for line in lines] == ["nvfp4", "transformers-nf4"]
+    assert lines[0].split("|")[-2].strip() == "1.00 x"
 
 
 def test_a_server_that_cannot_start_is_told_of_and_nothing_hangs(stand_in: Path, tmp_path: Path) -> None:

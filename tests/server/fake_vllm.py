@@ -37,6 +37,8 @@ class Script:
     """More lines to print after the log."""
     exit_code: int | None = None
     """End with this after the log instead of serving; negative for a signal."""
+    children: bool = True
+    """Have the processes of three stages."""
     deaf: bool = False
     """Ignore SIGTERM, in every process."""
     crash_file: str = ""
@@ -150,7 +152,8 @@ def main() -> None:
     if script.starts_file:
         with Path(script.starts_file).open("a") as starts:
             starts.write(f"{os.getpid()} {' '.join(sys.argv[1:])}\n")
-    stages(script)
+    if script.children:
+        stages(script)
     play(script)
     if script.exit_code is not None:
         os.kill(os.getpid(), -script.exit_code) if script.exit_code < 0 else os._exit(script.exit_code)
