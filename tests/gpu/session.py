@@ -135,12 +135,13 @@ def _commands(given: argparse.Namespace) -> Iterator[tuple[str, list[str], list[
     """A name, the command of a server, and the steps that it is put through."""
     most = max(map(int, given.users.split(",")))
     own = [sys.executable, "-m", "omni_app", "serve", str(given.model), f"--users={most}"]
-    yield "serve", own, given.steps.split(",")
+    changed = [sys.executable, "-m", "tests.gpu.serve_variant", str(given.model), f"--users={most}"]
+    switches = [f"--switches={given.switches}"] if given.switches else []
+    yield "serve", [*changed, *switches] if switches else own, given.steps.split(",")
     for variant in given.variant:
         key, _, value = variant.partition("=")
-        change = ["--switches", value] if key == "switches" else ["--set", variant]
-        run = [sys.executable, "-m", "tests.gpu.serve_variant", str(given.model), f"--users={most}"]
-        yield f"serve {variant}", [*run, *change], ["users"]
+        change = [f"--switches={value}"] if key == "switches" else [*switches, "--set", variant]
+        yield f"serve {variant}", [*changed, *change], ["users"]
 
 
 def play(session: Session) -> None:
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8091)
     parser.add_argument("--cache-dir", type=Path, default=Path("/tmp/omni-cache"), help="bring it along: a warm start")
     parser.add_argument("--steps", default=",".join(name for name in steps.STEPS if name != "soak"))
+    parser.add_argument("--switches", default="", help="of fast_start.py, in place of the plan's")
     parser.add_argument("--variant", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--budget", type=float, default=570.0, help="seconds for everything")
     parser.add_argument("--out", type=Path, required=True)
