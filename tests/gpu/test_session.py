@@ -60,7 +60,8 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
     done = session(
         tmp_path / "out", f"--model={model}", f"--serve-venv={stand_in}", f"--port={port}", "--users=1,2", "--rounds=1",
         "--steps=speak,media,turns,voices,page,stop,users,soak", "--seconds=0.1", "--variant=codec_chunk_frames=10",
-        "--variant=switches=parallel,no-locks", "--switches=parallel,warm-up-experts", f"--cache-dir={tmp_path / 'cache'}",
+        "--variant=switches=parallel,no-locks", "--switches=parallel,warm-up-experts",
+        f"--cache-dir={tmp_path / 'cache'}",
         PATH=f"{stand_in}/bin:{os.environ['PATH']}",
     )  # fmt: skip
     results = json.loads((tmp_path / "out/results.json").read_text())
