@@ -135,7 +135,8 @@ class QuantizePage:
             "show_progress": "hidden", "trigger_mode": "always_last", **common,
         }  # fmt: skip
         gr.on([w["look"].click, w["source"].submit], **look)
-        gr.on([w[name].input for name in ("scheme", "algorithm", "parts", "samples", "group")], **estimate)
+        choosing = [w[name].input for name in ("scheme", "algorithm", "parts", "samples", "group")]
+        gr.on([*choosing, w["output"].submit, w["output"].blur], **estimate)
         named = [w[name] for name in ("recipe_why", "scheme", "algorithm", "samples", "group")]
         w["recipe"].input(self._named, w["recipe"], named, queue=False, show_progress="hidden", **common).then(
             **estimate
@@ -254,13 +255,14 @@ class QuantizePage:
             self._output_of(order),
         ]  # fmt: skip
 
-    def _output_of(self, order: Order) -> str:
-        """What the user named; else a folder that does not exist yet, called after the model and the scheme."""
+    def _output_of(self, order: Order) -> Any:
+        """What the user named stays, typed on or not; else a folder that does not exist yet, called after the model and
+        the scheme."""
         name = Path(order.source.strip().partition("@")[0]).name
         kinds = "|".join(scheme.name for scheme in self._quantizer.choices().schemes)
         ours = re.fullmatch(rf".+-(?:{kinds})(?:-\d+)?", Path(order.output).name)
         if order.output.strip() and not (ours and Path(order.output).parent == self._quantizer.models):
-            return order.output
+            return gr.skip()
         return self._free(f"{name}-{order.recipe.scheme}")
 
     def _free(self, name: str) -> str:

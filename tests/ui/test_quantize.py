@@ -108,7 +108,12 @@ def test_choices_change_the_estimate_and_bad_input_is_a_sentence(browser: Browse
         expect(page.locator("#looked [role=alert]")).to_have_text("Choose at least one part to quantize.")
         page.locator("#parts input").first.check()
         expect(page.locator("#looked")).to_be_empty()
+        output.fill("/proc/result")  # where nothing is ever free
+        output.press("Tab")
+        expect(page.locator("#estimate [role=alert]")).to_contain_text("name an output folder on another disk")
         output.fill(str(model))
+        output.press("Enter")
+        expect(page.locator("#estimate")).to_contain_text("It fits on this machine")
         press(page, "Start")
         expect(page.locator("#start-answer [role=alert]")).to_contain_text("exists already")
         expect(output).to_have_value(str(model))
