@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omni_app import hardware
 from omni_app.versus import Summary, summary_of, table
 from tests.gpu import steps
 from tests.gpu.session import LIMITS_S, Session, pack, run
@@ -50,18 +51,17 @@ def in_process(session: Session, called: str, precision: str, model: Path) -> It
     try:
         ready = steps.until_healthy(url, app, session.left_s)
         why = "" if ready else (log.read_text(errors="replace").splitlines() or [""])[-1][:200]
-        session.note(called, {"ok": ready, "seconds": time.monotonic() - began, "why": why, "gpu_mib": gpu_mib()})
+        session.note(called, {"ok": ready, "seconds": time.monotonic() - began, "why": why, "gpu_gib": gpu_gib()})
         yield url if ready else ""
     finally:
         app.terminate()
         app.wait(60)
 
 
-def gpu_mib() -> int:
-    """In use on the first GPU by whatever runs there; 0 where nothing tells."""
-    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
-    return int(told[0]) if told and told[0].isdigit() else 0
+def gpu_gib() -> float | None:
+    """In use on all GPUs by whatever runs there."""
+    gpus = hardware.detect().gpus
+    return sum(gpu.memory_total.value - gpu.memory_free.value for gpu in gpus) / hardware.GIB if gpus else None
 
 
 def measure(session: Session, name: str, endpoint: str) -> None:
@@ -75,7 +75,7 @@ def measure(session: Session, name: str, endpoint: str) -> None:
         f"--extra={exactly}", f"--out={out}",
     ]  # fmt: skip
     why = run(command, log, min(LIMITS_S["users"], session.left_s))
-    facts = {"ok": not why, "seconds": time.monotonic() - began, "why": why, "gpu_mib": gpu_mib()}
+    facts = {"ok": not why, "seconds": time.monotonic() - began, "why": why, "gpu_gib": gpu_gib()}
     session.note(f"bench {name}", facts | ({"summary": summary_of(out).model_dump()} if out.exists() else {}))
 
 
@@ -97,7 +97,7 @@ def rows(session: Session) -> list[Summary]:
     found = []
     for name, facts in session.results.items():
         if "summary" in facts:
-            changes = {"name": name.removeprefix("bench "), "memory_gib": facts["gpu_mib"] / 1024 or None}
+            changes = {"name": name.removeprefix("bench "), "memory_gib": facts["gpu_gib"]}
             found.append(Summary.model_validate(facts["summary"] | changes))
     return found
 
