@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
-_ROOM = 2**31
-"""Bytes that must be free on a GPU: some tens of MB for a layer, and its own libraries."""
+_BYTES_PER_WEIGHT = 64
+"""Temporaries and copies of what is computed at one time, in FP32 mostly; more than any observer was seen to take."""
+_LIBRARIES = 2**31
+"""Bytes that CUDA's own libraries and kernels take, with some to spare."""
 
 
 @cache
-def for_layers() -> str:
-    """A CUDA device with room for one layer at a time, or else the processor."""
+def for_weights(count: int) -> str:
+    """A CUDA device that has room for so many weights at one time, or else the processor."""
     import torch
 
     if not torch.cuda.is_available():
@@ -19,4 +21,5 @@ def for_layers() -> str:
         free, _ = torch.cuda.mem_get_info()
     except RuntimeError:  # another program, such as the server, has filled it to the last byte
         return "cpu"
-    return "cuda" if free > _ROOM else "cpu"
+    kept = torch.cuda.memory_reserved()  # from layers before, free to be used again
+    return "cuda" if free + kept > count * _BYTES_PER_WEIGHT + _LIBRARIES else "cpu"

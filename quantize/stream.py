@@ -139,7 +139,7 @@ def quantize_group(weights: Mapping[str, torch.Tensor], scheme: QuantizationSche
     from llmcompressor.observers import FusionHandler
 
     weights_only = scheme.model_copy(update={"input_activations": None})
-    where = device.for_layers()
+    where = device.for_weights(sum(weight.numel() for weight in weights.values()))
     layers = {name: initialize_quantized_linear(weight, weights_only, where) for name, weight in weights.items()}
     for layer in layers.values():
         initialize_observer(layer, "weight")

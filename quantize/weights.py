@@ -32,6 +32,7 @@ class Weights:
         return value
 
     def layer(self, layer: Layer) -> torch.Tensor:
-        """F32 [out, in], on the device for layers."""
-        where = device.for_layers()
+        """F32 [out, in], on the device that has room for it."""
+        rows, columns = layer.shape
+        where = device.for_weights(rows * columns)
         return formats.dequantize(layer, {last: self.get(tensor).to(where) for last, tensor in layer.tensors.items()})

@@ -16,19 +16,20 @@ def full() -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("available", "free", "expected"),
+    ("available", "free", "weights", "expected"),
     [
-        (False, full, "cpu"),
-        (True, full, "cpu"),
-        (True, lambda: (10**9, 80 * 10**9), "cpu"),
-        (True, lambda: (5 * 10**9, 80 * 10**9), "cuda"),
+        (False, full, 1, "cpu"),
+        (True, full, 1, "cpu"),
+        (True, lambda: (10**9, 80 * 10**9), 1, "cpu"),
+        (True, lambda: (5 * 10**9, 80 * 10**9), 2 * 768 * 2048, "cuda"),
+        (True, lambda: (5 * 10**9, 80 * 10**9), 29_568 * 8_192, "cpu"),
     ],
 )
 def test_a_gpu_is_used_where_it_has_room(
-    monkeypatch: pytest.MonkeyPatch, available: bool, free: Callable[[], tuple[int, int]], expected: str
+    monkeypatch: pytest.MonkeyPatch, available: bool, free: Callable[[], tuple[int, int]], weights: int, expected: str
 ) -> None:
-    cuda = SimpleNamespace(is_available=lambda: available, mem_get_info=free)
+    cuda = SimpleNamespace(is_available=lambda: available, mem_get_info=free, memory_reserved=lambda: 0)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    device.for_layers.cache_clear()
-    assert device.for_layers() == expected
-    device.for_layers.cache_clear()
+    device.for_weights.cache_clear()
+    assert device.for_weights(weights) == expected
+    device.for_weights.cache_clear()
