@@ -6,12 +6,15 @@ had arrived of an upload that failed. Of its ways in, those that the page has no
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import traceback
 from pathlib import Path
 
 import anyio.to_thread
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,7 +38,9 @@ _NAME = re.compile(r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[!-~]*)
 _NAMING = ("host", "x-forwarded-host", "x-gradio-server")
 READ_AT_ONCE = 64 * 2**10
 """Bytes of JSON that are read in less than a millisecond."""
+_READING = ("GET", "HEAD")
 _UNREADABLE = "The request is not what this address takes; GET /gradio_api/info describes it."
+_BROKEN = "Something broke on this server over this request, and its log says where. Please try again."
 
 
 class Gate:
@@ -48,6 +53,8 @@ class Gate:
         self._folder = folder
         self._uploads = 0
         self._broken = False
+        self._reported: set[tuple[str, int]] = set()
+        """Files and lines at which something of ours has broken."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _OURS.search(scope["path"]):
@@ -60,19 +67,35 @@ class Gate:
             log.info("a caller left while sending to %s", scope["path"])
         except OmniError as error:
             await told.end(error, scope, receive)
-        except OSError as error:
-            await told.end(unkept("The file", error), scope, receive)
         except Exception as error:
-            # one line: anybody can make as many of these as they like
-            log.warning("%.200r broke over a request: %.200r", scope["path"], error)
-            log.debug("where it broke", exc_info=error)
-            await told.end(BadRequest(_UNREADABLE), scope, receive)
+            log.debug("where %.200r broke", scope["path"], exc_info=error)
+            await told.end(self._judged(error, scope), scope, receive)
+
+    def _judged(self, error: Exception, scope: Scope) -> OmniError:
+        """What the caller is told of it: a body that Gradio cannot read is the caller's fault, all else is ours."""
+        reading, path = scope["method"] in _READING, scope["path"]
+        if isinstance(error, OSError) and not reading:
+            return unkept("The file", error)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _not_offered(path)
+        if reading and not isinstance(error.__cause__, HTTPException):  # which came too late to be the answer
+            self._report(error, path)
+            return OmniError(_BROKEN)
+        log.warning("%.200r broke over a request: %.200r", path, error)
+        return BadRequest(_UNREADABLE)
+
+    def _report(self, error: Exception, path: str) -> None:
+        """In one line, and the first at its place with all that led there: anybody can make as many as they like."""
+        frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+        place = frame.f_code.co_filename, line
+        log.error("%.200r broke: %.200r", path, error, exc_info=None if place in self._reported else error)
+        self._reported.add(place)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         _check_names(Headers(scope=scope))
         if _CLOSED.search(path):
-            raise NotOffered(f"{path[:100]} is not offered here.")
+            raise _not_offered(path)
         if scope["method"] == "POST" and _UPLOAD.search(path):
             await self._upload(scope, receive, send)
         elif scope["method"] == "POST" and _JSON.search(path):
@@ -141,6 +164,10 @@ class _Told:
             await plain(scope, receive, self._send)
         elif not self._ended:
             await self._send({"type": "http.response.body", "body": b""})
+
+
+def _not_offered(path: str) -> NotOffered:
+    return NotOffered(f"{path[:100]} is not offered here.")
 
 
 def _check_names(headers: Headers) -> None:

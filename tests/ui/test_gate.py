@@ -7,9 +7,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from omni_app.media import Limits
 from omni_app.runner import Runner
 from omni_app.settings import Settings
+from omni_app.ui.gate import Gate
 from omni_app.ui.launch import serve
 from tests.scripted import ScriptedEngine
 
@@ -82,5 +85,30 @@ def test_an_address_with_a_zero_byte_leads_nowhere(client: httpx.Client) -> None
     assert client.get("file=a%00b").status_code == 404
 
 
-def test_a_stream_of_nobody_ends_in_order(client: httpx.Client) -> None:
-    assert "session_not_found" in client.get("queue/data?session_hash=nobody").text
+def test_an_address_longer_than_a_file_name_leads_nowhere(client: httpx.Client) -> None:
+    assert client.get(client.base_url.join(f"/static/{'a' * 300}")).status_code == 404
+
+
+async def break_here(scope: Scope, receive: Receive, send: Send) -> None:
+    raise OSError(5, "Input/output error") if "disk" in scope["path"] else RuntimeError(scope["path"])
+
+
+@pytest.mark.anyio
+async def test_what_breaks_behind_it_is_a_fault_of_ours_unless_a_body_broke_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(break_here, Limits.of(Settings()), tmp_path)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://here") as caller:
+        for path in ("/", "/assets/index.js", "/disk"):
+            answer = await caller.get(path)
+            assert answer.status_code == 500
+            assert answer.json()["error"]["message"].startswith("Something broke on this server")
+        assert (await caller.post("/gradio_api/run/ask", json={})).status_code == 400
+    told = [(line.levelname, bool(line.exc_info)) for line in caplog.records if line.name == "omni_app.ui.gate"]
+    assert told == [("ERROR", True), ("ERROR", False), ("ERROR", False), ("WARNING", False)]
+
+
+def test_a_stream_of_nobody_ends_in_order(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("ERROR"):
+        assert "session_not_found" in client.get("queue/data?session_hash=nobody").text
+    assert caplog.records == []
