@@ -34,7 +34,8 @@ CONFIRM_DELETE = """(key) => {
   if (!confirm('Delete this conversation and its files?')) throw new Error('kept');
   return [key];
 }"""
-EXPORT = "(key) => document.querySelector('#voice .voice-bar').dispatchEvent(new CustomEvent('export', {detail: key}))"
+HAND = "(value) => document.querySelector('#voice .voice-bar').dispatchEvent(new CustomEvent('%s', {detail: value}))"
+DRAFT = "() => document.querySelector('#voice .voice-bar').draft"
 TELL = "() => document.querySelector('#voice .voice-bar').dispatchEvent(new Event('%s'))"
 LATEX: list[dict[str, str | bool]] = [
     {"left": left, "right": right, "display": display}
@@ -149,7 +150,9 @@ class Page:
             w["delete"].click, chat.delete, [w["key"]],
             js=CONFIRM_DELETE,
         )  # fmt: skip
-        w["export"].click(None, [w["key"]], None, js=EXPORT)
+        w["export"].click(None, [w["key"]], None, js=HAND % "export")
+        w["voice"].leave(None, [w["box"]], None, js=HAND % "leave")
+        w["voice"].restored(None, None, [w["box"]], js=DRAFT)
         demo.unload(chat.left)
 
     def _settings_events(self, demo: gr.Blocks) -> None:

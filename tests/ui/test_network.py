@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.ui.conftest import PATIENCE_MS, App
 pytestmark = pytest.mark.browser
 AWAY = "The server cannot be reached"
 STUCK = "The connection is stuck: please reload the page"
+LOST = "the server no longer has what was attached: please attach it again"
 STORY = "slow long story"
 TOLD = " ".join(["word"] * 60)
 SPOKEN = " ".join(["word"] * 40)
@@ -79,30 +81,42 @@ def test_a_network_that_goes_without_a_word_is_told_and_the_page_comes_back_with
     whole_again(visitor)
 
 
-def attach(visitor: Visitor, wire: Line, picture: Path) -> None:
-    visitor.page.set_input_files("#box input[type=file]", picture)
-    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+def lose_sight(visitor: Visitor, wire: Line) -> None:
     wire.cut()
     expect(steps.status(visitor)).to_have_text(AWAY)
+    visitor.page.evaluate("window.before = true")
 
 
-def record(visitor: Visitor, wire: Line, picture: Path) -> None:
-    wire.cut()
-    expect(steps.status(visitor)).to_have_text(AWAY)
+def test_no_recording_is_lost_when_the_network_is_back(visitor: Visitor, wire: Line) -> None:
+    lose_sight(visitor, wire)
     steps.press(visitor, "Talk")
     expect(steps.status(visitor)).to_contain_text("listening")
-
-
-@pytest.mark.parametrize(("begin", "held"), [(attach, "#box .thumbnail-item"), (record, "[aria-pressed=true]")])
-def test_no_file_and_no_recording_is_lost_when_the_network_is_back(
-    visitor: Visitor, wire: Line, picture: Path, begin: Callable[[Visitor, Line, Path], None], held: str
-) -> None:
-    begin(visitor, wire, picture)
-    visitor.page.evaluate("window.before = true")
     wire.mend()
     expect(steps.status(visitor)).to_have_text(STUCK)
     assert visitor.page.evaluate("window.before")
-    expect(visitor.page.locator(held)).to_have_count(1)
+    expect(visitor.page.locator("[aria-pressed=true]")).to_have_count(1)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_new_page_has_what_was_attached_and_tells_of_what_the_server_has_lost(
+    visitor: Visitor, wire: Line, picture: Path, recording: Path, gone: bool
+) -> None:
+    visitor.page.set_input_files("#box input[type=file]", [picture, recording])
+    attached = visitor.page.locator("#box .thumbnail-item")
+    expect(attached).to_have_count(2)
+    visitor.box.fill("what are these")
+    lose_sight(visitor, wire)
+    for copy in Path(os.environ["GRADIO_TEMP_DIR"]).glob(f"*/{picture.name}") if gone else ():
+        copy.unlink()
+    wire.mend()
+    visitor.page.wait_for_function("!window.before")
+    expect(attached).to_have_count(1 if gone else 2)
+    expect(visitor.box).to_have_value("what are these")
+    if gone:
+        expect(steps.status(visitor)).to_have_text(LOST)
+    visitor.box.press("Enter")
+    answer = "[audio]" if gone else "[image] [audio]"
+    expect(steps.bot(visitor).filter(has_text=f"echo: what are these {answer}")).to_be_visible()
 
 
 @pytest.mark.parametrize("missed", [1, 2])

@@ -1,7 +1,7 @@
 // The bar under the conversation: talk, camera, stop, and one line that says what is going on.
 const REVIVED_WITHIN_MS = 3000;
 const STUCK = 'The connection is stuck: please reload the page';
-const HELD = '#box .thumbnail-item, #box .loader, #box .minimal-audio-recorder, #chat .edit-textarea';
+const HELD = '#box .loader, #box .minimal-audio-recorder, #chat .edit-textarea';
 const part = (name) => element.querySelector(`[data-part=${name}]`);
 const talk = part('talk'), camera = part('camera'), stopButton = part('stop'), line = part('status');
 const say = (text) => { if (line.textContent !== text) line.textContent = text; };
@@ -47,13 +47,12 @@ async function revive(otherwise) {
 }
 function revived() { revival = null; stuck = false; }
 function stick() { revived(); stuck = true; refresh(); }
-// A new page keeps what is written, but no recording, camera, file or message that is being changed.
+// A new page keeps what is written and attached, but no recording, camera, upload or message that is being changed.
 function reload() {
   const held = recorder || talk.getAttribute('aria-disabled') === 'true' || film.srcObject
     || document.querySelector(HELD);
   if (held) { stick(); return; }
-  sessionStorage.setItem('draft', box().value);
-  location.reload();
+  trigger('leave');
 }
 
 watch('value', () => {
@@ -228,14 +227,23 @@ part('shoot').addEventListener('click', attachPhoto);
 part('cancel').addEventListener('click', closeCamera);
 refresh();
 
-const draft = sessionStorage.getItem('draft');
+bar.addEventListener('leave', ({detail}) => {
+  sessionStorage.setItem('draft', JSON.stringify({text: box().value, files: detail.files}));
+  location.reload();
+});
+// A server that was started anew has no file of before.
+const there = async ({url}) => (await fetch(url, {method: 'HEAD', credentials: 'same-origin'})).ok;
+async function restore({text, files}) {
+  const kept = await Promise.all(files.map(there));
+  if (box().value || document.querySelector('#box .thumbnail-item')) return;
+  bar.draft = {text, files: files.filter((_, index) => kept[index])};
+  trigger('restored');
+  if (kept.includes(false)) tell('the server no longer has what was attached: please attach it again');
+}
+const draft = JSON.parse(sessionStorage.getItem('draft'));
 sessionStorage.removeItem('draft');
 // Gradio forgets what is written before it has taken the page over.
-if (draft) setTimeout(() => {
-  if (box().value) return;
-  box().value = draft;
-  box().dispatchEvent(new Event('input', {bubbles: true}));
-}, 1000);
+if (draft) setTimeout(() => restore(draft), 1000);
 
 // On a phone the sidebar covers the page; it opens when asked for. Gradio lays it out some time after this runs.
 if (matchMedia('(max-width: 768px)').matches) {
