@@ -28,12 +28,13 @@ from typing import Any
 
 VERSION = "0.30."
 """Of vLLM-Omni: the switches reach into it, and other versions may have moved what they reach for."""
+log = logging.getLogger(__name__)
 NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
 WARM_UP_EXPERTS = "OMNI_START_WITH_WARM_EXPERTS"
-EXPERT_TOKENS = (48, 64, 96, 256, 512, 1024, 1536, 2048, 3072)
-"""Tokens in one step for which vLLM chooses another Triton kernel, above the sizes that have CUDA graphs: the keys of
-its tuned configurations of the talker's experts (vllm/model_executor/layers/fused_moe/configs), without those that
-repeat the one before. Its configurations for other GPUs, and its defaults, change at some of these too."""
+EXPERT_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072)
+"""Tokens in one step for which vLLM chooses another Triton kernel: the keys of its tuned configurations of the talker's
+experts (vllm/model_executor/layers/fused_moe/configs), and where its defaults for other GPUs change. What is compiled
+already, or needs no compiling, takes milliseconds."""
 
 
 def start_stages_in_parallel() -> None:
@@ -87,9 +88,16 @@ def run_experts(worker: Any) -> None:
 
     if not any(isinstance(module, MoERunner) for module in worker.get_model().modules()):
         return
-    most = worker.scheduler_config.max_num_batched_tokens
-    for tokens in (count for size in EXPERT_TOKENS for count in (size, size + 1) if count <= most):
-        worker.model_runner._dummy_run(tokens, cudagraph_runtime_mode=CUDAGraphMode.NONE, skip_eplb=True)
+    most, runner = worker.scheduler_config.max_num_batched_tokens, worker.model_runner
+    predicts = getattr(runner, "has_talker_mtp", False)
+    runner.has_talker_mtp = False  # the code predictor would be compiled for these counts, which it never gets
+    try:
+        for tokens in (count for size in EXPERT_TOKENS for count in (size, size + 1) if count <= most):
+            runner._dummy_run(tokens, cudagraph_runtime_mode=CUDAGraphMode.NONE, skip_eplb=True)
+    except Exception:  # a start does not depend on it
+        log.exception("The kernels of the experts are left to the first requests.")
+    finally:
+        runner.has_talker_mtp = predicts
 
 
 def skip_sampler_warm_up() -> None:

@@ -120,11 +120,17 @@ def warm_up(modules, most):
     worker = gpu_worker.Worker()
     worker.get_model = lambda: N(modules=lambda: modules)
     worker.scheduler_config = N(max_num_batched_tokens=most)
-    worker.model_runner = N(_dummy_run=lambda tokens, **how: gpu_worker.ran.append([tokens, how]))
+    worker.model_runner = runner = N(has_talker_mtp=True)
+    def run(tokens, **how):
+        assert not runner.has_talker_mtp
+        if tokens > 4096: raise RuntimeError("no room")
+        gpu_worker.ran.append([tokens, how])
+    runner._dummy_run = run
     worker.compile_or_warm_up_model()
+    assert runner.has_talker_mtp
     return list(gpu_worker.ran)
 experts = [object(), MoERunner()]
-print(json.dumps([wrap_executor_with_phase_locks("plain", None), warm_up(experts, 96), warm_up([object()], 8192),
+print(json.dumps([wrap_executor_with_phase_locks("plain", None), warm_up(experts, 4), warm_up([object()], 8192),
                   len(warm_up(experts, 8192))]))
 """
 
@@ -136,7 +142,7 @@ def test_an_engine_process_follows_the_switches(packages: Path) -> None:
     assert plain == ["locked", ["its own"], ["its own"], 1]
     assert json.loads(switched.stdout) == [
         "plain",
-        ["its own", *([tokens, how] for tokens in (48, 49, 64, 65, 96))],
+        ["its own", *([tokens, how] for tokens in (1, 2, 2, 3, 4))],
         ["its own"],
         1 + 2 * len(fast_start.EXPERT_TOKENS),
     ]
