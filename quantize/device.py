@@ -1,25 +1,47 @@
-"""Where the arithmetic on single layers is done."""
+"""Where the arithmetic on single layers is done: on a GPU that has room and works, or else on the processor."""
 
 from __future__ import annotations
 
-from functools import cache
+import logging
+from collections.abc import Callable
+from typing import TypeVar
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 _BYTES_PER_WEIGHT = 64
-"""Temporaries and copies of what is computed at one time, in FP32 mostly; more than any observer was seen to take."""
-_LIBRARIES = 2**31
-"""Bytes that CUDA's own libraries and kernels take, with some to spare."""
+"""Temporaries and copies of what is computed at one time, in FP32 mostly."""
+_SPARE = 4 * 2**30
+"""Bytes left to CUDA's own libraries (1 GiB) and to a server beside us, which grows by 1.4 GiB under load."""
+_failures: list[Exception] = []
+"""Of the GPU; after the first it is left alone."""
 
 
-@cache
-def for_weights(count: int) -> str:
-    """A CUDA device that has room for so many weights at one time, or else the processor."""
+def near(weights: int, compute: Callable[[str], T]) -> T:
+    """What `compute` makes of so many weights on the device that it is told; on the processor where a GPU fails.
+
+    Raises what `compute` raises on the processor.
+    """
+    if _has_room(weights):
+        try:
+            return compute("cuda")
+        except Exception as error:
+            # No compiler for Triton, a GPU too old for torch, memory gone meanwhile: all of them end here.
+            log.exception("The GPU failed, the processor goes on alone.")
+            _failures.append(error)
+    return compute("cpu")
+
+
+def _has_room(weights: int) -> bool:
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu"
+    if _failures or not torch.cuda.is_available():
+        return False
     try:
         free, _ = torch.cuda.mem_get_info()
-    except RuntimeError:  # another program, such as the server, has filled it to the last byte
-        return "cpu"
-    kept = torch.cuda.memory_reserved()  # from layers before, free to be used again
-    return "cuda" if free + kept > count * _BYTES_PER_WEIGHT + _LIBRARIES else "cpu"
+    except RuntimeError as error:
+        # Another program, such as the server, has filled it to the last byte.
+        log.warning("The GPU is left alone: %s", error)
+        _failures.append(error)
+        return False
+    ours = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return bool(free + ours > weights * _BYTES_PER_WEIGHT + _SPARE)

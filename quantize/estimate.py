@@ -25,7 +25,9 @@ _DISK_MARGIN = 0.02
 _VERIFY_MILLION_WEIGHTS_PER_SECOND = 25.0
 _GPU_MILLION_WEIGHTS_PER_SECOND = 390.0
 _GPU_VERIFY_MILLION_WEIGHTS_PER_SECOND = 480.0
-"""Seen with NVFP4A16 on one H100, files included: Python is the limit, not the GPU."""
+"""Seen with NVFP4A16 on one H100, the files in memory: Python is the limit, not the GPU."""
+_DISK_BYTES_PER_SECOND = 1e9
+"""An NVMe disk's. Quantizing and verifying each read the source; the result is written and read."""
 _COPY_BYTES_PER_SECOND = 300e6
 _SECONDS_PER_SAMPLE_AND_BILLION = 2.0
 """Capturing one short spoken answer, per billion parameters that are active; a CPU's figure, a GPU is far quicker."""
@@ -181,13 +183,11 @@ def _memory(plan: Plan, parts: tuple[PartEstimate, ...]) -> tuple[int, int]:
 def _seconds(plan: Plan, after: int, here: Machine) -> float:
     weights = sum(tensor.count for group in plan.groups.values() for tensor in group) / 1e6
     speed = min(here.cores, 16) / 2
-    quantize = weights / plan.scheme.million_weights_per_second / speed
-    verify, copy = weights / _VERIFY_MILLION_WEIGHTS_PER_SECOND / speed, after / _COPY_BYTES_PER_SECOND
-    if here.gpu:
-        verify = weights / _GPU_VERIFY_MILLION_WEIGHTS_PER_SECOND
-        if not plan.recipe.needs_model:
-            quantize, copy = weights / _GPU_MILLION_WEIGHTS_PER_SECOND, 0.0
-    seconds = quantize * _SLOWER[plan.recipe.algorithm] + verify + copy
+    quantize = weights / plan.scheme.million_weights_per_second / speed * _SLOWER[plan.recipe.algorithm]
+    seconds = quantize + weights / _VERIFY_MILLION_WEIGHTS_PER_SECOND / speed + after / _COPY_BYTES_PER_SECOND
+    if here.gpu and plan.recipe.algorithm == "rtn":
+        seconds = weights / _GPU_MILLION_WEIGHTS_PER_SECOND + weights / _GPU_VERIFY_MILLION_WEIGHTS_PER_SECOND
+        seconds = max(seconds, 2 * (plan.source.size + after) / _DISK_BYTES_PER_SECOND)
     if plan.recipe.needs_data:
         seconds += plan.recipe.samples * _SECONDS_PER_SAMPLE_AND_BILLION * plan.source.size / 2e9 / speed
     return seconds

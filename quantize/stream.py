@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
 Tensors = dict[str, "torch.Tensor"]
+_MSE = "memoryless_mse"
 NVFP4_RANGE = 448.0 * 6.0
 """Largest FP8 E4M3 scale times largest FP4 E2M1 value: what a layer's input range is spread over."""
 
@@ -37,7 +39,7 @@ def scheme_for(plan: Plan) -> QuantizationScheme:
     if plan.recipe.group:
         changes["group_size"] = plan.recipe.group
     if plan.recipe.algorithm in ("mse", "gptq-mse"):
-        changes["observer"] = "memoryless_mse"
+        changes["observer"] = _MSE
     weights = scheme.weights.model_copy(update=changes)
     scheme = scheme.model_copy(update={"weights": weights})
     return scheme.model_copy(update={"format": infer_module_format(torch.nn.Linear, scheme)})
@@ -126,6 +128,15 @@ def _quantized(
 
 def quantize_group(weights: Mapping[str, torch.Tensor], scheme: QuantizationScheme) -> Tensors:
     """weights: [out, in] by module name, all of which share one global scale where the scheme has one."""
+    assert scheme.weights is not None
+    compute = partial(_compressed, weights, scheme)
+    if scheme.weights.observer == _MSE:  # llm-compressor searches otherwise on a GPU, with other scales as the result
+        return compute("cpu")
+    return device.near(sum(weight.numel() for weight in weights.values()), compute)
+
+
+def _compressed(weights: Mapping[str, torch.Tensor], scheme: QuantizationScheme, where: str) -> Tensors:
+    """Computed on the device `where`, and brought back from it."""
     from compressed_tensors.compressors import compress_module
     from compressed_tensors.quantization import QuantizationStrategy
     from llmcompressor.entrypoints.model_free.lifecycle import initialize_quantized_linear
@@ -139,7 +150,6 @@ def quantize_group(weights: Mapping[str, torch.Tensor], scheme: QuantizationSche
     from llmcompressor.observers import FusionHandler
 
     weights_only = scheme.model_copy(update={"input_activations": None})
-    where = device.for_weights(sum(weight.numel() for weight in weights.values()))
     layers = {name: initialize_quantized_linear(weight, weights_only, where) for name, weight in weights.items()}
     for layer in layers.values():
         initialize_observer(layer, "weight")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quantize import device, formats
+from quantize import formats
 from quantize.checkpoint import Checkpoint, Tensor
 from quantize.formats import Layer
 
@@ -31,8 +31,6 @@ class Weights:
         value: torch.Tensor = self._open[tensor.file].get_tensor(tensor.name)
         return value
 
-    def layer(self, layer: Layer) -> torch.Tensor:
-        """F32 [out, in], on the device that has room for it."""
-        rows, columns = layer.shape
-        where = device.for_weights(rows * columns)
+    def layer(self, layer: Layer, where: str = "cpu") -> torch.Tensor:
+        """F32 [out, in], on the device `where`."""
         return formats.dequantize(layer, {last: self.get(tensor).to(where) for last, tensor in layer.tensors.items()})

@@ -6,11 +6,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantize import formats
-from quantize.checkpoint import Checkpoint, without_quantizer
+from quantize import device, formats
+from quantize.checkpoint import Checkpoint, Tensor, without_quantizer
 from quantize.formats import ERROR_LIMITS, Layer
 from quantize.progress import Tell
 from quantize.schemes import part_of
@@ -133,11 +134,14 @@ def errors(pair: Pair, tell: Tell) -> Iterator[LayerError]:
         source = pair.original.tensors.get(f"{layer.name}.weight")
         if source is None or layer.problem() or layer.shape != source.shape:
             continue
-        near = pair.after.layer(layer)
-        exact = pair.before.get(source).to(near.device).float()
-        error = (near - exact).norm() / exact.norm().clamp_min(1e-30)
+        error = device.near(source.count, partial(_relative_error, pair, layer, source))
         tell("verify", number, len(pair.layers), layer.name)
-        yield LayerError(layer.name, layer.kind, float(error))
+        yield LayerError(layer.name, layer.kind, error)
+
+
+def _relative_error(pair: Pair, layer: Layer, source: Tensor, where: str) -> float:
+    exact = pair.before.get(source).to(where).float()
+    return float((pair.after.layer(layer, where) - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
 def precise(found: tuple[LayerError, ...], pair: Pair) -> Check:

@@ -10,9 +10,29 @@ import pytest
 
 from quantize import device
 
+Free = Callable[[], tuple[int, int]]
+PAIR = 2 * 768 * 2048
+"""Weights of two fused layers of an expert."""
+
 
 def full() -> tuple[int, int]:
     raise RuntimeError("CUDA error: out of memory")
+
+
+def free(gigabytes: int) -> Free:
+    return lambda: (gigabytes * 10**9, 80 * 10**9)
+
+
+@pytest.fixture
+def torch_says(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, Free], None]:
+    def say(available: bool, free: Free) -> None:
+        cuda = SimpleNamespace(
+            is_available=lambda: available, mem_get_info=free, memory_reserved=lambda: 5, memory_allocated=lambda: 5
+        )
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        monkeypatch.setattr(device, "_failures", [])
+
+    return say
 
 
 @pytest.mark.parametrize(
@@ -20,16 +40,36 @@ def full() -> tuple[int, int]:
     [
         (False, full, 1, "cpu"),
         (True, full, 1, "cpu"),
-        (True, lambda: (10**9, 80 * 10**9), 1, "cpu"),
-        (True, lambda: (5 * 10**9, 80 * 10**9), 2 * 768 * 2048, "cuda"),
-        (True, lambda: (5 * 10**9, 80 * 10**9), 29_568 * 8_192, "cpu"),
+        (True, free(4), 1, "cpu"),
+        (True, free(5), PAIR, "cuda"),
+        (True, free(5), 29_568 * 8_192, "cpu"),
     ],
 )
 def test_a_gpu_is_used_where_it_has_room(
-    monkeypatch: pytest.MonkeyPatch, available: bool, free: Callable[[], tuple[int, int]], weights: int, expected: str
+    torch_says: Callable[[bool, Free], None], available: bool, free: Free, weights: int, expected: str
 ) -> None:
-    cuda = SimpleNamespace(is_available=lambda: available, mem_get_info=free, memory_reserved=lambda: 0)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    device.for_weights.cache_clear()
-    assert device.for_weights(weights) == expected
-    device.for_weights.cache_clear()
+    torch_says(available, free)
+    assert device.near(weights, lambda where: where) == expected
+
+
+def test_a_gpu_that_fails_is_left_alone(
+    torch_says: Callable[[bool, Free], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch_says(True, free(60))
+    tried: list[str] = []
+
+    def compute(where: str) -> str:
+        tried.append(where)
+        if where == "cuda":
+            raise RuntimeError("Failed to find C compiler.")
+        return where
+
+    assert [device.near(PAIR, compute) for _ in range(2)] == ["cpu", "cpu"]
+    assert tried == ["cuda", "cpu", "cpu"]
+    assert "RuntimeError: Failed to find C compiler." in caplog.text
+
+
+def test_what_is_wrong_everywhere_is_raised(torch_says: Callable[[bool, Free], None]) -> None:
+    torch_says(True, free(60))
+    with pytest.raises(ZeroDivisionError):
+        device.near(PAIR, lambda where: 1 // 0)
