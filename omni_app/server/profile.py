@@ -17,7 +17,7 @@ from omni_app.server.fitting import Fit, Wishes, fit, refusal
 __all__ = ["FLAGS", "Plan", "Wishes", "environment", "plan"]
 
 FLAGS = ("--omni", "--stage-init-timeout", "1800", "--init-timeout", "3600")
-"""The defaults, 300 and 600 s, are too short for a first start, which compiles: 378 s on an H100."""
+"""The defaults, 300 and 600 s, are too short for a first start, which compiles: 257 to 500 s on an H100."""
 _GRAPH_RESERVE = 2 * GIB  # vLLM-Omni's own figures, engine/stage_admission.py
 _ADMISSION_MARGIN = 2 * GIB
 _OTHERS_BYTES = 1.5 * GIB
@@ -152,8 +152,8 @@ def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
 
 
 def _switches(parallel: Fact[bool], stages: int) -> Iterator[Fact[str]]:
-    """Measured together on one H100: 257 s to ready with empty caches (503 s with the locks, on a host without byte
-    code). `warm-up-experts` is not among them: it has not been measured."""
+    """Measured together on one H100: 257 s to ready with empty caches; 378 s with the locks. `warm-up-experts` is not
+    among them: it has not been measured."""
     if parallel.value and stages > 1:
         yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
         yield Fact("no-locks", "they compile at the same time too: no stage's KV size is measured, so none must wait")
