@@ -119,6 +119,22 @@ def test_the_new_page_has_what_was_attached_and_tells_of_what_the_server_has_los
     expect(steps.bot(visitor).filter(has_text=f"echo: what are these {answer}")).to_be_visible()
 
 
+def test_what_is_written_comes_over_where_nobody_tells_of_the_files(
+    visitor: Visitor, wire: Line, picture: Path
+) -> None:
+    visitor.page.set_input_files("#box input[type=file]", picture)
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    visitor.box.fill("half a thought")
+    visitor.page.route(
+        "**/gradio_api/file=**", lambda route: route.abort() if route.request.method == "HEAD" else route.continue_()
+    )
+    lose_sight(visitor, wire)
+    wire.mend()
+    visitor.page.wait_for_function("!window.before")
+    expect(visitor.box).to_have_value("half a thought")
+    expect(steps.status(visitor)).to_have_text(LOST)
+
+
 @pytest.mark.parametrize("missed", [1, 2])
 def test_a_slow_server_does_not_take_the_page_away_in_mid_answer(visitor: Visitor, missed: int) -> None:
     looks: list[Any] = []

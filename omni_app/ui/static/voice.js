@@ -231,8 +231,8 @@ bar.addEventListener('leave', ({detail}) => {
   sessionStorage.setItem('draft', JSON.stringify({text: box().value, files: detail.files}));
   location.reload();
 });
-// A server that was started anew has no file of before.
-const there = async ({url}) => (await fetch(url, {method: 'HEAD', credentials: 'same-origin'})).ok;
+// A server that was started anew has no file of before, and a network that fails again keeps no text from coming over.
+const there = ({url}) => fetch(url, {method: 'HEAD', credentials: 'same-origin'}).then(({ok}) => ok, () => false);
 async function restore({text, files}) {
   const kept = await Promise.all(files.map(there));
   if (box().value || document.querySelector('#box .thumbnail-item')) return;
