@@ -12,8 +12,8 @@ _BYTES_PER_WEIGHT = 64
 """Temporaries and copies of what is computed at one time, in FP32 mostly."""
 _SPARE = 4 * 2**30
 """Bytes left to CUDA's own libraries (1 GiB) and to a server beside us, which grows by 1.4 GiB under load."""
-_failures: list[Exception] = []
-"""Of the GPU; after the first it is left alone."""
+_failures: list[str] = []
+"""Of the GPU, in words: an exception would keep the layers at hand. After the first it is left alone."""
 
 
 def near(weights: int, compute: Callable[[str], T]) -> T:
@@ -27,7 +27,7 @@ def near(weights: int, compute: Callable[[str], T]) -> T:
         except Exception as error:
             # No compiler for Triton, a GPU too old for torch, memory gone meanwhile: all of them end here.
             log.exception("The GPU failed, the processor goes on alone.")
-            _failures.append(error)
+            _failures.append(repr(error))
     return compute("cpu")
 
 
@@ -41,7 +41,7 @@ def _has_room(weights: int) -> bool:
     except RuntimeError as error:
         # Another program, such as the server, has filled it to the last byte.
         log.warning("The GPU is left alone: %s", error)
-        _failures.append(error)
+        _failures.append(repr(error))
         return False
     ours = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return bool(free + ours > weights * _BYTES_PER_WEIGHT + _SPARE)
