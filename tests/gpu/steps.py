@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,9 @@ def until_healthy(url: str, app: subprocess.Popen[bytes], limit_s: float = APP_R
     """Whether the app became ready before it ended, in so many seconds."""
     began = time.monotonic()
     while time.monotonic() - began < limit_s and app.poll() is None:
-        try:
+        with suppress(httpx.TransportError):  # as long as it does not listen
             if httpx.get(f"{url}/health", trust_env=False, timeout=30).status_code == 200:
                 return True
-        except httpx.TransportError:
-            pass  # it does not listen yet
         time.sleep(0.2)
     return False
 

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,11 @@ def classifier_onnx(checkpoint: Path, keep_in: Path) -> bytes:
     """
     kept = keep_in / f"{checkpoint.stem}.onnx"
     digest = kept.with_suffix(".onnx.sha256")
-    try:
+    with suppress(FileNotFoundError):  # at the first start
         model = kept.read_bytes()
         if digest.read_text() == hashlib.sha256(model).hexdigest():
             return model
         log.warning("%s is damaged and is built again", kept.name)
-    except FileNotFoundError:
-        pass
     model = build(read_checkpoint(checkpoint))
     try:
         _keep(model, kept, digest)
