@@ -13,6 +13,8 @@ no-sampler-warm-up   do not compile the Triton top-k/top-p sampling kernels befo
                      enable_jit_warmup). The first request that samples compiles the few variants it needs instead.
 warm-up-experts      compile the Triton kernels of a stage's experts before serving, beside the other stages' compiling.
                      By default the first prompt of each new range of lengths waits a second for them.
+share-layers         compile layers that are the same once. PyTorch 2.13 counts the launches of a Triton kernel and takes
+                     each for another one, so the thinker, whose rotary embedding is one, has all 48 compiled.
 no-request-tables    do not log a table of 30 lines for each answer; /metrics counts as before.
 none                 none of them: the same as `vllm serve`.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +34,8 @@ VERSION = "0.30."
 log = logging.getLogger(__name__)
 NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
 WARM_UP_EXPERTS = "OMNI_START_WITH_WARM_EXPERTS"
+SHARE_LAYERS = "OMNI_START_WITH_SHARED_LAYERS"
+LAUNCH_NUMBERS = re.compile(r"\b(kernel_idx|constant_args_idx) = \d+")
 EXPERT_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072)
 """Tokens in one step for which vLLM chooses another Triton kernel: the keys of its tuned configurations of the talker's
 experts (vllm/model_executor/layers/fused_moe/configs), and where its defaults for other GPUs change. What is compiled
@@ -100,6 +105,28 @@ def run_experts(worker: Any) -> None:
         runner.has_talker_mtp = predicts
 
 
+def tell_stages_to_share_layers() -> None:
+    os.environ[SHARE_LAYERS] = "1"
+
+
+def share_layers() -> None:
+    """In an engine process: leave the numbers of kernel launches out of the key by which vLLM knows a layer again.
+
+    The key holds each kernel's source and constants beside it; torch._inductor.codecache leaves the numbers out as well.
+    """
+    import vllm_omni  # noqa: F401  # sets what torch reads when it is imported
+    from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCachePickler
+
+    original = AOTAutogradCachePickler._reduce_graph_module_for_cache_key
+
+    def reduce(self: AOTAutogradCachePickler, graph: Any) -> Any:
+        rebuild, ((contents, imports),) = original(self, graph)
+        code = LAUNCH_NUMBERS.sub("", contents["_code"])
+        return rebuild, (({**contents, "_code": code}, imports),)
+
+    AOTAutogradCachePickler._reduce_graph_module_for_cache_key = reduce
+
+
 def skip_sampler_warm_up() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -122,6 +149,7 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "no-locks": tell_stages_to_leave_out_locks,
     "no-sampler-warm-up": skip_sampler_warm_up,
     "warm-up-experts": tell_stages_to_warm_up_experts,
+    "share-layers": tell_stages_to_share_layers,
     "no-request-tables": leave_out_request_tables,
     "none": lambda: None,
 }
@@ -151,6 +179,8 @@ if __name__ == "__mp_main__":
         leave_out_phase_locks()
     if os.environ.get(WARM_UP_EXPERTS) == "1":
         warm_up_experts_with_kernels()
+    if os.environ.get(SHARE_LAYERS) == "1":
+        share_layers()
 
 if __name__ == "__main__":
     main()

@@ -41,6 +41,7 @@ def main():
         "tables": logging.getLogger("vllm_omni.metrics.stats").isEnabledFor(logging.INFO),
         "locks": "OMNI_START_WITHOUT_LOCKS" not in os.environ, "path": sys.path[0],
         "experts": "OMNI_START_WITH_WARM_EXPERTS" in os.environ,
+        "shared": "OMNI_START_WITH_SHARED_LAYERS" in os.environ,
     }
     print(json.dumps(told))
 """,
@@ -83,13 +84,14 @@ def python(packages: Path, *arguments: str, **environ: str) -> subprocess.Comple
         ("no-request-tables", {"tables": False}),
         ("parallel,no-locks", {"given": {"parallel_stage_init": True}, "locks": False}),
         ("warm-up-experts", {"experts": True}),
+        ("share-layers", {"shared": True}),
     ],
 )
 def test_each_switch_does_its_one_thing(packages: Path, switches: str, changed: dict[str, object]) -> None:
     told = json.loads(run(packages, switches).stdout)
     plain = {
         "argv": ["vllm", "serve", "/m", "--omni"], "given": {}, "warm_up": True, "tables": True, "locks": True,
-        "experts": False,
+        "experts": False, "shared": False,
     }  # fmt: skip
     assert told.pop("path") == str(packages)
     assert told == {**plain, **changed}
