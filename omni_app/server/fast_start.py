@@ -13,8 +13,8 @@ no-sampler-warm-up   do not compile the Triton top-k/top-p sampling kernels befo
                      enable_jit_warmup). The first request that samples compiles the few variants it needs instead.
 warm-up-experts      compile the Triton kernels of a stage's experts before serving, beside the other stages' compiling.
                      By default the first prompt of each new range of lengths waits a second for them.
-share-layers         compile layers that are the same once. PyTorch 2.13 counts the launches of a Triton kernel and takes
-                     each for another one, so the thinker, whose rotary embedding is one, has all 48 compiled.
+share-layers         compile layers that are the same once. PyTorch 2.13 takes each launch of a Triton kernel for
+                     another one, so the thinker, whose rotary embedding is one, has all 48 compiled.
 no-request-tables    do not log a table of 30 lines for each answer; /metrics counts as before.
 none                 none of them: the same as `vllm serve`.
 """
@@ -112,7 +112,7 @@ def tell_stages_to_share_layers() -> None:
 def share_layers() -> None:
     """In an engine process: leave the numbers of kernel launches out of the key by which vLLM knows a layer again.
 
-    The key holds each kernel's source and constants beside it; torch._inductor.codecache leaves the numbers out as well.
+    The key holds each kernel's source and constants beside it; torch._inductor.codecache leaves the numbers out too.
     """
     import vllm_omni  # noqa: F401  # sets what torch reads when it is imported
     from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCachePickler
