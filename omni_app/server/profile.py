@@ -152,11 +152,12 @@ def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
 
 
 def _switches(parallel: Fact[bool], stages: int) -> Iterator[Fact[str]]:
-    """Measured together on one H100: 257 s to ready with empty caches; 378 s with the locks. `warm-up-experts` is not
-    among them: it has not been measured."""
+    """Measured on one H100 with empty caches: 378 s to ready, 257 s without locks, up to 20 s more with the experts.
+    `share-layers` is not among them: it has not been measured."""
     if parallel.value and stages > 1:
         yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
         yield Fact("no-locks", "they compile at the same time too: no stage's KV size is measured, so none must wait")
+        yield Fact("warm-up-experts", "20 s beside the thinker's compiling, else a second at the first prompt of a new length")
     yield Fact(
         "no-sampler-warm-up",
         "99 s less for each stage that samples, cold; our warm-up compiles what 1, 2 and 16 users need",

@@ -302,10 +302,13 @@ def test_table_sentence_flags_and_environment(checkpoint_of: CheckpointOf, tmp_p
     assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "100"
 
 
+TOGETHER = ["parallel", "no-locks", "warm-up-experts"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "wishes", "switches"),
     [
-        ("h100", "nvfp4", Wishes(), ["parallel", "no-locks", "no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "nvfp4", Wishes(), [*TOGETHER, "no-sampler-warm-up", "no-request-tables"]),
         ("h100", "bf16", Wishes(), ["no-sampler-warm-up", "no-request-tables"]),
         ("h100", "nvfp4", Wishes(speech=False), ["no-sampler-warm-up", "no-request-tables"]),
         ("h100", "nvfp4", Wishes(fast_start=False), []),
