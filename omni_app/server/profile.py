@@ -157,7 +157,7 @@ def _switches(parallel: Fact[bool], stages: int) -> Iterator[Fact[str]]:
     if parallel.value and stages > 1:
         yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
         yield Fact("no-locks", "they compile at the same time too: no stage's KV size is measured, so none must wait")
-        yield Fact("warm-up-experts", "20 s while the thinker compiles, or a second at the first prompt of each length")
+        yield Fact("warm-up-experts", "some 20 s at a first start, or a second at the first prompt of each length")
     yield Fact(
         "no-sampler-warm-up",
         "99 s less for each stage that samples, cold; our warm-up compiles what 1, 2 and 16 users need",
