@@ -2,6 +2,7 @@
 what each is worth.
 
     python -m tests.gpu.serve_variant MODEL --set codec_chunk_frames=10 --switches parallel,no-locks,no-sampler-warm-up
+    python -m tests.gpu.serve_variant MODEL --set talker.compilation_config.cudagraph_capture_sizes=[1,2,4,8,64]
 """
 
 from __future__ import annotations
@@ -11,19 +12,37 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from omni_app.server import foreground, prepare
 from omni_app.server.fast_start import SWITCHES
 from omni_app.server.prepare import Order, Prepared
 from omni_app.server.profile import Wishes
 from omni_app.settings import Settings
 
+STAGES = ("thinker", "talker", "code2wav")
+
+
+def put(text: str, path: str, value: str) -> str:
+    """The deploy file with the value at `stage.key.key`, which need not be there yet."""
+    stage, *keys, last = path.split(".")
+    deploy = yaml.safe_load(text)
+    node = deploy["stages"][STAGES.index(stage)]
+    for key in keys:
+        node = node.setdefault(key, {})
+    node[last] = yaml.safe_load(value)
+    return yaml.safe_dump(deploy, sort_keys=False)
+
 
 def changed(prepared: Prepared, values: list[str], switches: str) -> Prepared:
-    """The same start with `key=value` put in place of each key's value, wherever it stands."""
+    """The same start with `key=value` put in place of each key's value, wherever it stands, `stage.key=value` there."""
     launch = prepared.launch
     text, argv = launch.deploy_yaml, list(launch.argv)
     for given in values:
         key, _, value = given.partition("=")
+        if "." in key:
+            text = put(text, key, value)
+            continue
         text, found = re.subn(rf"(?m)^(\s*(?:- )?{re.escape(key)}:) [^#]*#.*$", rf"\1 {value}  # a variant", text)
         if not found:
             raise SystemExit(f"the deploy file has no {key}")

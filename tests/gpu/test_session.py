@@ -53,6 +53,15 @@ def stand_in(tmp_path: Path) -> Path:
     return tmp_path / "venv"
 
 
+def read(tar: tarfile.TarFile, name: str) -> bytes:
+    member = tar.extractfile(name)
+    assert member is not None
+    return member.read()
+
+
+SIZES = "talker.compilation_config.cudagraph_capture_sizes=[1,8]"
+
+
 def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -> None:
     model = model_folder.make(tmp_path / "model", "nvfp4")
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -60,7 +69,8 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
     done = session(
         tmp_path / "out", f"--model={model}", f"--serve-venv={stand_in}", f"--port={port}", "--users=1,2", "--rounds=1",
         "--steps=speak,media,turns,voices,page,stop,users,soak", "--seconds=0.1", "--variant=codec_chunk_frames=10",
-        "--variant=switches=parallel,no-locks", "--switches=parallel,warm-up-experts",
+        "--variant=switches=parallel,no-locks", f"--variant={SIZES}",
+        "--switches=parallel,warm-up-experts",
         f"--cache-dir={tmp_path / 'cache'}",
         PATH=f"{stand_in}/bin:{os.environ['PATH']}",
     )  # fmt: skip
@@ -68,16 +78,16 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
     assert {name: facts.get("why") for name, facts in results.items() if not facts["ok"]} == {}, done.stdout[-3000:]
     assert done.returncode == 0
     steps = ["serve", "speak", "media", "turns", "voices", "page", "stop", "users", "soak", "stop of serve"]
-    variants = [f"{what} {one}" for one in ("codec_chunk_frames=10", "switches=parallel,no-locks")
+    variants = [f"{what} {one}" for one in ("codec_chunk_frames=10", "switches=parallel,no-locks", SIZES)
                 for what in ("serve", "users", "stop of serve")]  # fmt: skip
     assert list(results) == [*steps, *variants]
     with tarfile.open(tmp_path / "out/logs.tar.gz") as tar:
         names = tar.getnames()
-        plan = tar.extractfile("serve_codec_chunk_frames_10.log")
-        assert plan is not None
-        told = plan.read()
+        told = read(tar, "serve_codec_chunk_frames_10.log")
         assert b"codec_chunk_frames: 10  # a variant" in told
         assert b" parallel,warm-up-experts serve " in told
+        [sized] = [name for name in names if "capture_sizes" in name and name.startswith("serve")]
+        assert b"cudagraph_capture_sizes:\n    - 1\n    - 8\n" in read(tar, sized)
     assert {"data/server/server.log", "data/server/deploy.yaml"} <= set(names)
     assert (tmp_path / "out/spoken.wav").stat().st_size > 1000
 
