@@ -15,6 +15,8 @@ warm-up-experts      compile the Triton kernels of a stage's experts before serv
                      By default the first prompt of each new range of lengths waits a second for them.
 share-layers         compile layers that are the same once. PyTorch 2.13 takes each launch of a Triton kernel for
                      another one, so the thinker, whose rotary embedding is one, has all 48 compiled.
+small-predictor      compile the talker's code predictor for as many rows as users speak at once. By default it is
+                     compiled for each size of CUDA graph that the talker has, of which the larger are for prompts.
 no-request-tables    do not log a table of 30 lines for each answer; /metrics counts as before.
 none                 none of them: the same as `vllm serve`.
 """
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
 WARM_UP_EXPERTS = "OMNI_START_WITH_WARM_EXPERTS"
 SHARE_LAYERS = "OMNI_START_WITH_SHARED_LAYERS"
+SMALL_PREDICTOR = "OMNI_START_WITH_SMALL_PREDICTOR"
 LAUNCH_NUMBERS = re.compile(r"\b(kernel_idx|constant_args_idx) = \d+")
 EXPERT_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072)
 """Tokens in one step for which vLLM chooses another Triton kernel: the keys of its tuned configurations of the talker's
@@ -127,6 +130,34 @@ def share_layers() -> None:
     AOTAutogradCachePickler._reduce_graph_module_for_cache_key = reduce
 
 
+def tell_stages_to_keep_the_predictor_small() -> None:
+    os.environ[SMALL_PREDICTOR] = "1"
+
+
+def keep_predictor_small() -> None:
+    """In an engine process: while the predictor's buffers and graphs are made, show it the sizes that users need."""
+    import vllm_omni  # noqa: F401  # changes vllm, and wants to be first
+    from vllm_omni.worker.gpu_ar_model_runner import GPUARModelRunner
+
+    def with_small_sizes(original: Callable[[Any], None]) -> Callable[[Any], None]:
+        def run(runner: Any) -> None:
+            config, sizes = runner.compilation_config, runner.compilation_config.cudagraph_capture_sizes
+            if not sizes:
+                return original(runner)
+            most = min((size for size in sizes if size >= runner.max_num_reqs), default=max(sizes))
+            config.cudagraph_capture_sizes = [size for size in sizes if size <= most]
+            config.max_cudagraph_capture_size = most
+            try:
+                original(runner)
+            finally:
+                config.cudagraph_capture_sizes, config.max_cudagraph_capture_size = sizes, max(sizes)
+
+        return run
+
+    for name in ("_init_talker_mtp", "_capture_talker_mtp_graphs"):
+        setattr(GPUARModelRunner, name, with_small_sizes(getattr(GPUARModelRunner, name)))
+
+
 def skip_sampler_warm_up() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -150,6 +181,7 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "no-sampler-warm-up": skip_sampler_warm_up,
     "warm-up-experts": tell_stages_to_warm_up_experts,
     "share-layers": tell_stages_to_share_layers,
+    "small-predictor": tell_stages_to_keep_the_predictor_small,
     "no-request-tables": leave_out_request_tables,
     "none": lambda: None,
 }
@@ -174,13 +206,17 @@ def main() -> None:
     serve()
 
 
+IN_STAGES = {
+    NO_LOCKS: leave_out_phase_locks,
+    WARM_UP_EXPERTS: warm_up_experts_with_kernels,
+    SHARE_LAYERS: share_layers,
+    SMALL_PREDICTOR: keep_predictor_small,
+}
+
 if __name__ == "__mp_main__":
-    if os.environ.get(NO_LOCKS) == "1":
-        leave_out_phase_locks()
-    if os.environ.get(WARM_UP_EXPERTS) == "1":
-        warm_up_experts_with_kernels()
-    if os.environ.get(SHARE_LAYERS) == "1":
-        share_layers()
+    for name, change in IN_STAGES.items():
+        if os.environ.get(name) == "1":
+            change()
 
 if __name__ == "__main__":
     main()

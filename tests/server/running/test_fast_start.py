@@ -27,6 +27,9 @@ FILES = {
     "def kernel_warmup(worker, *, process_local_only=False): ran.append('its own')\n"
     "class Worker:\n"
     "    def compile_or_warm_up_model(self): kernel_warmup(self)\n",
+    "vllm_omni/worker/gpu_ar_model_runner.py": "class GPUARModelRunner:\n"
+    "    def _init_talker_mtp(self): self.rows = self.compilation_config.max_cudagraph_capture_size\n"
+    "    def _capture_talker_mtp_graphs(self): self.captured = self.compilation_config.cudagraph_capture_sizes\n",
     "vllm/engine/arg_utils.py": "from types import SimpleNamespace as N\n"
     "class EngineArgs:\n"
     "    def create_engine_config(self): return N(kernel_config=N(enable_jit_warmup=True))\n",
@@ -42,6 +45,7 @@ def main():
         "locks": "OMNI_START_WITHOUT_LOCKS" not in os.environ, "path": sys.path[0],
         "experts": "OMNI_START_WITH_WARM_EXPERTS" in os.environ,
         "shared": "OMNI_START_WITH_SHARED_LAYERS" in os.environ,
+        "small": "OMNI_START_WITH_SMALL_PREDICTOR" in os.environ,
     }
     print(json.dumps(told))
 """,
@@ -85,13 +89,14 @@ def python(packages: Path, *arguments: str, **environ: str) -> subprocess.Comple
         ("parallel,no-locks", {"given": {"parallel_stage_init": True}, "locks": False}),
         ("warm-up-experts", {"experts": True}),
         ("share-layers", {"shared": True}),
+        ("small-predictor", {"small": True}),
     ],
 )
 def test_each_switch_does_its_one_thing(packages: Path, switches: str, changed: dict[str, object]) -> None:
     told = json.loads(run(packages, switches).stdout)
     plain = {
         "argv": ["vllm", "serve", "/m", "--omni"], "given": {}, "warm_up": True, "tables": True, "locks": True,
-        "experts": False, "shared": False,
+        "experts": False, "shared": False, "small": False,
     }  # fmt: skip
     assert told.pop("path") == str(packages)
     assert told == {**plain, **changed}
@@ -148,3 +153,27 @@ def test_an_engine_process_follows_the_switches(packages: Path) -> None:
         ["its own"],
         1 + 2 * len(fast_start.EXPERT_TOKENS),
     ]
+
+
+PREDICTOR = f"""
+import json, runpy
+runpy.run_path({str(fast_start.__file__)!r}, run_name="__mp_main__")
+from types import SimpleNamespace as N
+from vllm_omni.worker.gpu_ar_model_runner import GPUARModelRunner
+def made(users, sizes):
+    runner, most = GPUARModelRunner(), max(sizes, default=0)
+    runner.max_num_reqs = users
+    runner.compilation_config = config = N(cudagraph_capture_sizes=sizes, max_cudagraph_capture_size=most)
+    runner._init_talker_mtp()
+    runner._capture_talker_mtp_graphs()
+    assert config.cudagraph_capture_sizes == sizes and config.max_cudagraph_capture_size == most
+    return [runner.rows, runner.captured]
+print(json.dumps([made(12, [1, 8, 16, 64, 512]), made(16, [1, 8]), made(4, [])]))
+"""
+
+
+def test_the_predictor_is_made_for_the_users_alone(packages: Path) -> None:
+    plain = json.loads(python(packages, "-c", PREDICTOR).stdout)
+    small = json.loads(python(packages, "-c", PREDICTOR, OMNI_START_WITH_SMALL_PREDICTOR="1").stdout)
+    assert plain == [[512, [1, 8, 16, 64, 512]], [8, [1, 8]], [0, []]]
+    assert small == [[16, [1, 8, 16]], [8, [1, 8]], [0, []]]
