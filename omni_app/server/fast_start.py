@@ -38,7 +38,9 @@ NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
 WARM_UP_EXPERTS = "OMNI_START_WITH_WARM_EXPERTS"
 SHARE_LAYERS = "OMNI_START_WITH_SHARED_LAYERS"
 SMALL_PREDICTOR = "OMNI_START_WITH_SMALL_PREDICTOR"
-LAUNCH_NUMBERS = re.compile(r"\b(kernel_idx|constant_args_idx) = \d+")
+LAUNCH_NUMBERS = re.compile(
+    r"(\btriton_kernel_wrapper_(?:mutation|functional)\()kernel_idx = \d+, constant_args_idx = \d+, "
+)
 EXPERT_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072)
 """Tokens in one step for which vLLM chooses another Triton kernel: the keys of its tuned configurations of the talker's
 experts (vllm/model_executor/layers/fused_moe/configs), and where its defaults for other GPUs change. What is compiled
@@ -120,11 +122,13 @@ def share_layers() -> None:
     import vllm_omni  # noqa: F401  # sets what torch reads when it is imported
     from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCachePickler
 
-    original = AOTAutogradCachePickler._reduce_graph_module_for_cache_key
+    original = getattr(AOTAutogradCachePickler, "_reduce_graph_module_for_cache_key", None)
+    if original is None:  # another PyTorch: each layer is compiled, as without this
+        return
 
     def reduce(self: AOTAutogradCachePickler, graph: Any) -> Any:
         rebuild, ((contents, imports),) = original(self, graph)
-        code = LAUNCH_NUMBERS.sub("", contents["_code"])
+        code = LAUNCH_NUMBERS.sub(r"\1", contents["_code"])
         return rebuild, (({**contents, "_code": code}, imports),)
 
     AOTAutogradCachePickler._reduce_graph_module_for_cache_key = reduce

@@ -308,9 +308,9 @@ TOGETHER = ["parallel", "no-locks", "warm-up-experts"]
 @pytest.mark.parametrize(
     ("name", "kind", "wishes", "switches"),
     [
-        ("h100", "nvfp4", Wishes(), [*TOGETHER, "no-sampler-warm-up", "no-request-tables"]),
-        ("h100", "bf16", Wishes(), ["no-sampler-warm-up", "no-request-tables"]),
-        ("h100", "nvfp4", Wishes(speech=False), ["no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "nvfp4", Wishes(), [*TOGETHER, "share-layers", "no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "bf16", Wishes(), ["share-layers", "no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "nvfp4", Wishes(speech=False), ["share-layers", "no-sampler-warm-up", "no-request-tables"]),
         ("h100", "nvfp4", Wishes(fast_start=False), []),
     ],
 )
