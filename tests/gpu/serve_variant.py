@@ -38,7 +38,7 @@ def changed(prepared: Prepared, values: list[str], switches: str) -> Prepared:
     """The same start with `key=value` put in place of each key's value, wherever it stands, `stage.key=value` there."""
     launch = prepared.launch
     text, argv = launch.deploy_yaml, list(launch.argv)
-    for given in values:
+    for given in sorted(values, key=lambda given: "." in given.partition("=")[0]):  # `put` drops the comments
         key, _, value = given.partition("=")
         if "." in key:
             text = put(text, key, value)

@@ -136,12 +136,12 @@ def _commands(given: argparse.Namespace) -> Iterator[tuple[str, list[str], list[
     most = max(map(int, given.users.split(",")))
     own = [sys.executable, "-m", "omni_app", "serve", str(given.model), f"--users={most}"]
     changed = [sys.executable, "-m", "tests.gpu.serve_variant", str(given.model), f"--users={most}"]
-    switches = [f"--switches={given.switches}"] if given.switches else []
-    yield "serve", [*changed, *switches] if switches else own, given.steps.split(",")
+    changes = [f"--set={one}" for one in given.set] + ([f"--switches={given.switches}"] if given.switches else [])
+    yield "serve", [*changed, *changes] if changes else own, given.steps.split(",")
     for variant in given.variant:
         key, _, value = variant.partition("=")
-        change = [f"--switches={value}"] if key == "switches" else [*switches, "--set", variant]
-        yield f"serve {variant}", [*changed, *change], ["users"]
+        change = f"--switches={value}" if key == "switches" else f"--set={variant}"
+        yield f"serve {variant}", [*changed, *changes, change], ["users"]
 
 
 def play(session: Session) -> None:
@@ -181,6 +181,9 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, default=Path("/tmp/omni-cache"), help="bring it along: a warm start")
     parser.add_argument("--steps", default=",".join(name for name in steps.STEPS if name != "soak"))
     parser.add_argument("--switches", default="", help="of fast_start.py, in place of the plan's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="in the plan; see serve_variant"
+    )
     parser.add_argument("--variant", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--budget", type=float, default=570.0, help="seconds for everything")
     parser.add_argument("--out", type=Path, required=True)

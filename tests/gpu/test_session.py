@@ -71,6 +71,7 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
         "--steps=speak,media,turns,voices,page,stop,users,soak", "--seconds=0.1", "--variant=codec_chunk_frames=10",
         "--variant=switches=parallel,no-locks", f"--variant={SIZES}",
         "--switches=parallel,warm-up-experts",
+        "--set=thinker.max_model_len=4096", "--set=initial_codec_chunk_frames=8",
         f"--cache-dir={tmp_path / 'cache'}",
         PATH=f"{stand_in}/bin:{os.environ['PATH']}",
     )  # fmt: skip
@@ -84,7 +85,9 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
     with tarfile.open(tmp_path / "out/logs.tar.gz") as tar:
         names = tar.getnames()
         told = read(tar, "serve_codec_chunk_frames_10.log")
-        assert b"codec_chunk_frames: 10  # a variant" in told
+        assert b"      codec_chunk_frames: 10\n" in told
+        assert b"initial_codec_chunk_frames: 8\n" in told
+        assert b"max_model_len: 4096\n" in told
         assert b" parallel,warm-up-experts serve " in told
         [sized] = [name for name in names if "capture_sizes" in name and name.startswith("serve")]
         assert b"cudagraph_capture_sizes:\n    - 1\n    - 8\n" in read(tar, sized)
