@@ -27,6 +27,8 @@ _CONNECTOR = "connector_of_shared_memory"
 _BUNDLED = "as in the bundled file"
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32)
 """Tokens of one step."""
+STATES = 3
+"""Of each token in the prefix cache, in BF16: vLLM-Omni mirrors the last layer and the two that a talker would read."""
 
 
 def utilization(stage: StageMemory, gpus: Sequence[Gpu]) -> float:
@@ -46,7 +48,9 @@ def tree(
     thinker = {**_common(taken[0], users, gpus), **_thinker(checkpoint, taken[0], effort, context, unified)}
     thinker["compilation_config"] = {**thinker["compilation_config"], **_graphs(users)}
     if len(taken) == 1:
-        thinker["enable_prefix_caching"] = Fact(True, "what was said before is not computed again")
+        states = taken[0].contexts * context * STATES * checkpoint.thinker.hidden * 2
+        kept = f"{states / GIB:.1f} GiB of processor memory keep its states"
+        thinker["enable_prefix_caching"] = Fact(True, f"what was said before is not computed again; {kept}")
         text_only = Fact(
             "qwen3_omni_moe_thinker_only", "no speech was asked for, so talker and code2wav are not loaded"
         )
