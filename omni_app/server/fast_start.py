@@ -1,4 +1,4 @@
-"""Runs `vllm serve ... --omni` with start-up switches that vLLM-Omni 0.30 has but its command line does not offer.
+"""Runs `vllm serve ... --omni` with start-up switches that the command line of vLLM-Omni 0.30 does not offer.
 
     python fast_start.py parallel,no-sampler-warm-up serve MODEL --omni --deploy-config deploy.yaml ...
 
@@ -34,10 +34,8 @@ from typing import Any
 VERSION = "0.30."
 """Of vLLM-Omni: the switches reach into it, and other versions may have moved what they reach for."""
 log = logging.getLogger(__name__)
-NO_LOCKS = "OMNI_START_WITHOUT_LOCKS"
-WARM_UP_EXPERTS = "OMNI_START_WITH_WARM_EXPERTS"
-SHARE_LAYERS = "OMNI_START_WITH_SHARED_LAYERS"
-SMALL_PREDICTOR = "OMNI_START_WITH_SMALL_PREDICTOR"
+IN_STAGES = "OMNI_START_IN_STAGES"
+"""The variable that tells the engine processes which switches are theirs."""
 LAUNCH_NUMBERS = re.compile(
     r"(\btriton_kernel_wrapper_(?:mutation|functional)\()kernel_idx = \d+, constant_args_idx = \d+, "
 )
@@ -59,10 +57,6 @@ def start_stages_in_parallel() -> None:
     AsyncOmni.__init__ = init
 
 
-def tell_stages_to_leave_out_locks() -> None:
-    os.environ[NO_LOCKS] = "1"
-
-
 def leave_out_phase_locks() -> None:
     """In an engine process: run its start-up phases without waiting for those of the other stages."""
     from vllm_omni.engine import stage_phase_lock
@@ -71,10 +65,6 @@ def leave_out_phase_locks() -> None:
         return executor_class
 
     stage_phase_lock.wrap_executor_with_phase_locks = unchanged
-
-
-def tell_stages_to_warm_up_experts() -> None:
-    os.environ[WARM_UP_EXPERTS] = "1"
 
 
 def warm_up_experts_with_kernels() -> None:
@@ -110,10 +100,6 @@ def run_experts(worker: Any) -> None:
         runner.has_talker_mtp = predicts
 
 
-def tell_stages_to_share_layers() -> None:
-    os.environ[SHARE_LAYERS] = "1"
-
-
 def share_layers() -> None:
     """In an engine process: leave the numbers of kernel launches out of the key by which vLLM knows a layer again.
 
@@ -132,10 +118,6 @@ def share_layers() -> None:
         return rebuild, (({**contents, "_code": code}, imports),)
 
     AOTAutogradCachePickler._reduce_graph_module_for_cache_key = reduce
-
-
-def tell_stages_to_keep_the_predictor_small() -> None:
-    os.environ[SMALL_PREDICTOR] = "1"
 
 
 def keep_predictor_small() -> None:
@@ -181,14 +163,17 @@ def leave_out_request_tables() -> None:
 
 SWITCHES: dict[str, Callable[[], None]] = {
     "parallel": start_stages_in_parallel,
-    "no-locks": tell_stages_to_leave_out_locks,
     "no-sampler-warm-up": skip_sampler_warm_up,
-    "warm-up-experts": tell_stages_to_warm_up_experts,
-    "share-layers": tell_stages_to_share_layers,
-    "small-predictor": tell_stages_to_keep_the_predictor_small,
     "no-request-tables": leave_out_request_tables,
     "none": lambda: None,
 }
+STAGE_SWITCHES: dict[str, Callable[[], None]] = {
+    "no-locks": leave_out_phase_locks,
+    "warm-up-experts": warm_up_experts_with_kernels,
+    "share-layers": share_layers,
+    "small-predictor": keep_predictor_small,
+}
+NAMES = (*SWITCHES, *STAGE_SWITCHES)
 
 
 def main() -> None:
@@ -196,13 +181,15 @@ def main() -> None:
         print(__doc__)
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
     switches = sys.argv[1].split(",")
-    if unknown := set(switches) - set(SWITCHES):
-        raise SystemExit(f"unknown switch: {', '.join(sorted(unknown))}; known: {', '.join(SWITCHES)}")
+    if unknown := set(switches) - set(NAMES):
+        raise SystemExit(f"unknown switch: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     sys.argv = ["vllm", *sys.argv[2:]]
     found = importlib.metadata.version("vllm-omni")
     if found.startswith(VERSION):
+        os.environ[IN_STAGES] = ",".join(switch for switch in switches if switch in STAGE_SWITCHES)
         for switch in switches:
-            SWITCHES[switch]()
+            if switch in SWITCHES:
+                SWITCHES[switch]()
     else:
         print(f"The quick start is made for vLLM-Omni {VERSION}x; {found} starts as it is.", flush=True)
     from vllm_omni.entrypoints.cli.main import main as serve
@@ -210,17 +197,9 @@ def main() -> None:
     serve()
 
 
-IN_STAGES = {
-    NO_LOCKS: leave_out_phase_locks,
-    WARM_UP_EXPERTS: warm_up_experts_with_kernels,
-    SHARE_LAYERS: share_layers,
-    SMALL_PREDICTOR: keep_predictor_small,
-}
-
 if __name__ == "__mp_main__":
-    for name, change in IN_STAGES.items():
-        if os.environ.get(name) == "1":
-            change()
+    for switch in filter(None, os.environ.get(IN_STAGES, "").split(",")):
+        STAGE_SWITCHES[switch]()
 
 if __name__ == "__main__":
     main()

@@ -8,46 +8,61 @@ what each is worth.
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from omni_app.server import foreground, prepare
-from omni_app.server.fast_start import SWITCHES
+from omni_app.server.budget import NAMES as STAGES
+from omni_app.server.fast_start import NAMES
 from omni_app.server.prepare import Order, Prepared
 from omni_app.server.profile import Wishes
 from omni_app.settings import Settings
 
-STAGES = ("thinker", "talker", "code2wav")
+Json = dict[str, Any]
 
 
-def put(text: str, path: str, value: str) -> str:
-    """The deploy file with the value at `stage.key.key`, which need not be there yet."""
+def put(deploy: Json, path: str, value: Any) -> None:
+    """At `stage.key.key`, which need not be there yet; `key` alone is put in place of its value wherever it stands."""
+    if "." not in path:
+        if not everywhere(deploy, path, value):
+            raise SystemExit(f"the deploy file has no {path}")
+        return
     stage, *keys, last = path.split(".")
-    deploy = yaml.safe_load(text)
+    if stage not in STAGES:
+        raise SystemExit(f"no stage is called {stage}; there are {', '.join(STAGES)}")
     node = deploy["stages"][STAGES.index(stage)]
     for key in keys:
         node = node.setdefault(key, {})
-    node[last] = yaml.safe_load(value)
-    return yaml.safe_dump(deploy, sort_keys=False)
+    node[last] = value
+
+
+def everywhere(node: Any, key: str, value: Any) -> int:
+    """How many values of `key` were replaced."""
+    if isinstance(node, list):
+        return sum(everywhere(item, key, value) for item in node)
+    if not isinstance(node, dict):
+        return 0
+    found = sum(everywhere(item, key, value) for item in node.values())
+    if key in node:
+        node[key] = value
+    return found + (key in node)
 
 
 def changed(prepared: Prepared, values: list[str], switches: str) -> Prepared:
-    """The same start with `key=value` put in place of each key's value, wherever it stands, `stage.key=value` there."""
+    """The same start with each `key=value` or `stage.key=value` put into the deploy file."""
     launch = prepared.launch
     text, argv = launch.deploy_yaml, list(launch.argv)
-    for given in sorted(values, key=lambda given: "." in given.partition("=")[0]):  # `put` drops the comments
-        key, _, value = given.partition("=")
-        if "." in key:
-            text = put(text, key, value)
-            continue
-        text, found = re.subn(rf"(?m)^(\s*(?:- )?{re.escape(key)}:) [^#]*#.*$", rf"\1 {value}  # a variant", text)
-        if not found:
-            raise SystemExit(f"the deploy file has no {key}")
+    if values:
+        deploy = yaml.safe_load(text)
+        for given in values:
+            key, _, value = given.partition("=")
+            put(deploy, key, yaml.safe_load(value))
+        text = yaml.safe_dump(deploy, sort_keys=False)
     if switches:
-        if unknown := set(switches.split(",")) - set(SWITCHES):
+        if unknown := set(switches.split(",")) - set(NAMES):
             raise SystemExit(f"unknown switches: {', '.join(sorted(unknown))}")
         argv[argv.index("serve") - 1] = switches
     return replace(prepared, launch=replace(launch, deploy_yaml=text, argv=tuple(argv)))
@@ -58,7 +73,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the deploy file")
-    parser.add_argument("--switches", default="", help=f"in place of the plan's: {', '.join(SWITCHES)}")
+    parser.add_argument("--switches", default="", help=f"in place of the plan's: {', '.join(NAMES)}")
     given = parser.parse_args()
     settings = Settings()
     prepared = prepare.prepare(settings, Order(given.model, Wishes(users=given.users)))

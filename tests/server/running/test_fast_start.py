@@ -42,10 +42,7 @@ def main():
         "argv": sys.argv, "given": AsyncOmni(model="m").given,
         "warm_up": EngineArgs().create_engine_config().kernel_config.enable_jit_warmup,
         "tables": logging.getLogger("vllm_omni.metrics.stats").isEnabledFor(logging.INFO),
-        "locks": "OMNI_START_WITHOUT_LOCKS" not in os.environ, "path": sys.path[0],
-        "experts": "OMNI_START_WITH_WARM_EXPERTS" in os.environ,
-        "shared": "OMNI_START_WITH_SHARED_LAYERS" in os.environ,
-        "small": "OMNI_START_WITH_SMALL_PREDICTOR" in os.environ,
+        "in_stages": os.environ.get("OMNI_START_IN_STAGES", ""), "path": sys.path[0],
     }
     print(json.dumps(told))
 """,
@@ -86,17 +83,15 @@ def python(packages: Path, *arguments: str, **environ: str) -> subprocess.Comple
         ("parallel", {"given": {"parallel_stage_init": True}}),
         ("no-sampler-warm-up", {"warm_up": False}),
         ("no-request-tables", {"tables": False}),
-        ("parallel,no-locks", {"given": {"parallel_stage_init": True}, "locks": False}),
-        ("warm-up-experts", {"experts": True}),
-        ("share-layers", {"shared": True}),
-        ("small-predictor", {"small": True}),
+        ("parallel,no-locks", {"given": {"parallel_stage_init": True}, "in_stages": "no-locks"}),
+        ("warm-up-experts", {"in_stages": "warm-up-experts"}),
+        ("share-layers,small-predictor", {"in_stages": "share-layers,small-predictor"}),
     ],
 )
 def test_each_switch_does_its_one_thing(packages: Path, switches: str, changed: dict[str, object]) -> None:
     told = json.loads(run(packages, switches).stdout)
     plain = {
-        "argv": ["vllm", "serve", "/m", "--omni"], "given": {}, "warm_up": True, "tables": True, "locks": True,
-        "experts": False, "shared": False, "small": False,
+        "argv": ["vllm", "serve", "/m", "--omni"], "given": {}, "warm_up": True, "tables": True, "in_stages": "",
     }  # fmt: skip
     assert told.pop("path") == str(packages)
     assert told == {**plain, **changed}
@@ -144,7 +139,7 @@ print(json.dumps([wrap_executor_with_phase_locks("plain", None), warm_up(experts
 
 def test_an_engine_process_follows_the_switches(packages: Path) -> None:
     plain = json.loads(python(packages, "-c", ENGINE_PROCESS).stdout)
-    switched = python(packages, "-c", ENGINE_PROCESS, OMNI_START_WITHOUT_LOCKS="1", OMNI_START_WITH_WARM_EXPERTS="1")
+    switched = python(packages, "-c", ENGINE_PROCESS, OMNI_START_IN_STAGES="no-locks,warm-up-experts")
     how = {"cudagraph_runtime_mode": "no graphs", "skip_eplb": True}
     assert plain == ["locked", ["its own"], ["its own"], 1]
     assert json.loads(switched.stdout) == [
@@ -174,6 +169,6 @@ print(json.dumps([made(12, [1, 8, 16, 64, 512]), made(16, [1, 8]), made(4, [])])
 
 def test_the_predictor_is_made_for_the_users_alone(packages: Path) -> None:
     plain = json.loads(python(packages, "-c", PREDICTOR).stdout)
-    small = json.loads(python(packages, "-c", PREDICTOR, OMNI_START_WITH_SMALL_PREDICTOR="1").stdout)
+    small = json.loads(python(packages, "-c", PREDICTOR, OMNI_START_IN_STAGES="small-predictor").stdout)
     assert plain == [[512, [1, 8, 16, 64, 512]], [8, [1, 8]], [0, []]]
     assert small == [[16, [1, 8, 16]], [8, [1, 8]], [0, []]]

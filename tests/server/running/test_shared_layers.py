@@ -62,6 +62,6 @@ def keys(**environ: str) -> list[str]:
 @pytest.mark.quantize
 def test_layers_that_differ_in_the_number_of_a_launch_alone_are_the_same() -> None:
     assert len(set(keys())) == 5  # where this fails, PyTorch has mended it: the switch can go
-    first, same, *others = keys(OMNI_START_WITH_SHARED_LAYERS="1")
+    first, same, *others = keys(OMNI_START_IN_STAGES="share-layers")
     assert first == same
     assert len({first, *others}) == 4
