@@ -45,8 +45,7 @@ def tree(
 ) -> Tree:
     """The whole file, for stages whose devices are indices into `gpus`."""
     unified = gpus[taken[0].devices[0]].unified.value
-    thinker = {**_common(taken[0], users, gpus), **_thinker(checkpoint, taken[0], effort, context, unified)}
-    thinker["compilation_config"] = {**thinker["compilation_config"], **_graphs(users)}
+    thinker = {**_common(taken[0], users, gpus), **_thinker(checkpoint, taken[0], effort, context, users, unified)}
     if len(taken) == 1:
         states = taken[0].contexts * context * STATES * checkpoint.thinker.hidden * 2
         kept = f"{states / GIB:.1f} GiB of processor memory keep its states"
@@ -113,11 +112,15 @@ def _graphs(users: int) -> dict[str, Any]:
     """What vLLM takes by itself for 16 users or more, for fewer as well."""
     if 2 * users >= GRAPH_SIZES[-1]:
         return {}
-    reason = f"a longer prompt is read without CUDA graphs, 90 ms later; vLLM alone would end at {2 * users}"
+    reason = (
+        f"a longer prompt is read without CUDA graphs, some 90 ms later on an H100; vLLM alone would end at {2 * users}"
+    )
     return {"cudagraph_capture_sizes": Fact(list(GRAPH_SIZES), reason)}
 
 
-def _thinker(checkpoint: Checkpoint, stage: StageMemory, effort: Effort, context: int, unified: bool) -> dict[str, Any]:
+def _thinker(
+    checkpoint: Checkpoint, stage: StageMemory, effort: Effort, context: int, users: int, unified: bool
+) -> dict[str, Any]:
     found: dict[str, Any] = {
         **_kv(stage, context),
         "max_num_batched_tokens": Fact(
@@ -126,7 +129,8 @@ def _thinker(checkpoint: Checkpoint, stage: StageMemory, effort: Effort, context
         **_moe(checkpoint.thinker_format, checkpoint.thinker_is_quantized),
         "skip_mm_profiling": Fact(True, "a quicker start: 1 GiB is set aside for the encoders without trying them"),
         "compilation_config": {
-            "custom_ops": Fact(["+rotary_embedding"], "compiled rotary embedding changes the speech (vllm-omni #6090)")
+            "custom_ops": Fact(["+rotary_embedding"], "compiled rotary embedding changes the speech (vllm-omni #6090)"),
+            **_graphs(users),
         },
         "default_sampling_params": {
             "temperature": Fact(0.0, _BUNDLED),
