@@ -34,6 +34,7 @@ MOST_LOG_BYTES = 64 * 2**20
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"\((?P<who>\w+) pid=(?P<pid>\d+)\)")
+_WHERE_NAMED = re.compile(r"(?=\(\w+ pid=\d+\))")
 _STAGE = re.compile(r"stage(\d+)")
 _TIME = re.compile(r"\b[A-Z]+ (\d\d-\d\d \d\d:\d\d:\d\d)\b")
 _COUNT = re.compile(r"Launching Orchestrator thread with (\d+) stages")
@@ -116,7 +117,9 @@ class StartupLog:
             self.stages = [Stage(number=number) for number in range(int(count[1]))]
             self._enter(0, "importing")
             return True
-        return bool(self.stages) and self._about_stage(line)
+        # A stage's progress bar has no line feed while it grows, so the next stage that speaks does so behind it.
+        told = [self._about_stage(part) for part in _WHERE_NAMED.split(line)] if self.stages else []
+        return any(told)
 
     def _about_stage(self, line: str) -> bool:
         if done := _DONE.search(line):
@@ -128,7 +131,7 @@ class StartupLog:
         for pattern, phase in _PHASES:
             if re.search(pattern, line):
                 told = self._enter(stage, phase) or told
-        if progress := _PROGRESS.search(line):
+        if self.stages[stage].phase != "ready" and (progress := _PROGRESS.search(line)):
             told = self._update(stage, detail=f"{progress[1]} of {progress[2]}") or told
         return told
 

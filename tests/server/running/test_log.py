@@ -88,6 +88,23 @@ def test_progress_bars_are_told_as_counts() -> None:
     assert not startup.feed("Loading safetensors checkpoint shards:  43% Completed | 3/7 [00:00<00:01,  3.79it/s]")
 
 
+def test_a_stage_that_speaks_behind_the_progress_bar_of_another() -> None:
+    """As recorded on an H100, where the talker captured graphs while the thinker had its weights."""
+    startup = StartupLog(clock=lambda: 5.0)
+    startup.feed("Launching Orchestrator thread with 3 stages")
+    bar = "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  88%|########  | 14/16 [00:02<00:00,  5.1it/s]"
+    weights = "INFO 11-23 22:53:56 [gpu_model_runner.py:5416] Model loading took 19.28 GiB memory and 29.5 seconds"
+    startup.feed(
+        f"(StageEngineCoreProc_stage1_replica0 pid=2) {bar}(StageEngineCoreProc_stage0_replica0 pid=1) {weights}"
+    )
+    thinker, talker, _ = startup.stages
+    assert (thinker.weights_gib, thinker.pid, talker.weights_gib, talker.pid) == (19.28, 1, None, 2)
+    assert (talker.phase, talker.detail) == ("capturing", "14 of 16")
+    startup.feed("(APIServer pid=3) INFO 11-23 22:53:57 stage-0 [rep-0] EngineCore running")
+    startup.feed(f"(StageEngineCoreProc_stage0_replica0 pid=1) {bar}")
+    assert startup.stages[0].detail == ""
+
+
 @pytest.mark.parametrize(
     "line",
     [
