@@ -18,8 +18,10 @@ NAMES = ("thinker", "talker", "code2wav")
 TALKER_FRAMES = 4096
 """Longest speech of one answer: 80 ms each, so 5.5 minutes."""
 
-PIECE_TOKENS = 800
-"""Of code2wav for the largest piece of speech: 25 new frames and 25 decoded again, 16 tokens each."""
+NEW_FRAMES, FRAMES_AGAIN = 10, 25
+"""Of a piece of speech after the first: those to be heard, and those before them that are decoded once more."""
+PIECE_TOKENS = (NEW_FRAMES + FRAMES_AGAIN) * 16
+"""Of code2wav for such a piece."""
 
 KEPT_FREE = GIB
 """Of a card with its own memory, for fragmentation and for what the desktop takes."""
@@ -34,6 +36,7 @@ _THINKER_PER_TOKEN, _TALKER_PER_TOKEN = (
     51 * 1024,
 )  # activations per batched token: 0.92 and 0.39 GiB at 8192
 _THINKER_GRAPHS, _TALKER_GRAPHS = 123 * MIB, 164 * MIB
+_PROMPT_GRAPHS = 72 * MIB  # of thinker and talker each
 _CODE2WAV_GRAPHS = int(4.2 * GIB)
 _CODE2WAV_EAGER = int(1.5 * GIB)  # estimated, not measured
 _CODE2WAV_PER_USER, _CODE2WAV_MOST_USERS = 195 * MIB, 16
@@ -49,11 +52,13 @@ class Effort:
     code2wav_tokens: int
     """Of code2wav in one step: whole pieces of speech."""
     code2wav_graphs: bool
+    prompt_graphs: bool
+    """CUDA graphs of thinker and talker for whole prompts, not only for one token of each answer."""
 
 
-FULL = Effort(8192, 16384, True)
+FULL = Effort(8192, 16384, code2wav_graphs=True, prompt_graphs=True)
 """As measured."""
-SPARING = Effort(2048, 4096, False)
+SPARING = Effort(2048, 4096, code2wav_graphs=False, prompt_graphs=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +115,17 @@ def talker_tokens(context: int, decoder: Decoder) -> int:
 def stages(checkpoint: Checkpoint, layout: Layout, effort: Effort, context: int, users: int) -> list[StageMemory]:
     """What each stage takes, with no context yet."""
     share = len(layout.thinker)
+    graphs = _PROMPT_GRAPHS if effort.prompt_graphs else 0
     thinker = StageMemory(
         THINKER_STAGE, layout.thinker, checkpoint.size(THINKER) // share,
-        _PROCESS + _MEDIA + _THINKER_BUFFERS + _THINKER_GRAPHS + effort.batched_tokens * _THINKER_PER_TOKEN,
+        _PROCESS + _MEDIA + _THINKER_BUFFERS + _THINKER_GRAPHS + graphs + effort.batched_tokens * _THINKER_PER_TOKEN,
         _context(checkpoint.thinker, context, share),
     )  # fmt: skip
     if layout.audio is None or checkpoint.talker is None:
         return [thinker]
     talker = StageMemory(
         TALKER_STAGE, (layout.audio,), checkpoint.size(TALKER),
-        _PROCESS + _TALKER_BUFFERS + _TALKER_GRAPHS + effort.batched_tokens * _TALKER_PER_TOKEN,
+        _PROCESS + _TALKER_BUFFERS + _TALKER_GRAPHS + graphs + effort.batched_tokens * _TALKER_PER_TOKEN,
         _context(checkpoint.talker, talker_tokens(context, checkpoint.talker), 1),
     )  # fmt: skip
     growth = min(users, _CODE2WAV_MOST_USERS) * _CODE2WAV_PER_USER

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 from omni_app.hardware import GIB, Fact, Gpu
 from omni_app.server.budget import (
     CODE2WAV_STAGE,
+    FRAMES_AGAIN,
+    NEW_FRAMES,
     PIECE_TOKENS,
     TALKER_FRAMES,
     TALKER_STAGE,
@@ -25,8 +27,8 @@ from omni_app.server.checkpoint import Checkpoint
 Tree: TypeAlias = "Mapping[str, Fact[Any] | Tree | Sequence[Tree]]"
 _CONNECTOR = "connector_of_shared_memory"
 _BUNDLED = "as in the bundled file"
-GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32)
-"""Tokens of one step."""
+GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
+"""Tokens of one step; vLLM's own list ends at 512 too, and has 51 sizes to there."""
 STATES = 3
 """Of each token in the prefix cache, in BF16: vLLM-Omni mirrors the last layer and the two that a talker would read."""
 
@@ -41,9 +43,16 @@ def _total(stage: StageMemory, gpus: Sequence[Gpu]) -> int:
 
 
 def tree(
-    checkpoint: Checkpoint, taken: Sequence[StageMemory], effort: Effort, context: int, users: int, gpus: Sequence[Gpu]
+    checkpoint: Checkpoint,
+    taken: Sequence[StageMemory],
+    effort: Effort,
+    context: int,
+    users: int,
+    gpus: Sequence[Gpu],
+    small_predictor: bool,
 ) -> Tree:
-    """The whole file, for stages whose devices are indices into `gpus`."""
+    """The whole file, for stages whose devices are indices into `gpus`. Without the switch `small-predictor` the
+    talker has no graphs for whole prompts, because its code predictor would be compiled for each of them."""
     unified = gpus[taken[0].devices[0]].unified.value
     thinker = {**_common(taken[0], users, gpus), **_thinker(checkpoint, taken[0], effort, context, users, unified)}
     if len(taken) == 1:
@@ -56,6 +65,8 @@ def tree(
         return {"pipeline": text_only, "stages": [thinker]}
     thinker["enable_prefix_caching"] = Fact(False, "the talker needs the thinker's states of the whole prompt")
     talker = {**_common(taken[1], users, gpus), **_talker(checkpoint, taken[1], effort, context)}
+    if small_predictor:
+        talker["compilation_config"] = _graphs(users, effort)
     pieces = min(users, effort.code2wav_tokens // PIECE_TOKENS)
     code2wav = {**_common(taken[2], users, gpus), **_slots(users, pieces), **_code2wav(checkpoint, effort)}
     return {
@@ -65,9 +76,11 @@ def tree(
                 "name": Fact("SharedMemoryConnector", "all stages run on this machine"),
                 "extra": {
                     "initial_codec_chunk_frames": Fact(4, "a first piece of 0.3 s, so that sound starts early"),
-                    "codec_chunk_frames": Fact(25, "then pieces of 2 s, which cost less to decode"),
+                    "codec_chunk_frames": Fact(
+                        NEW_FRAMES, "then pieces of 0.8 s: the next comes before one ends; 2 s left a silence"
+                    ),
                     "codec_left_context_frames": Fact(
-                        25, "frames decoded again before each piece, so that no seam is heard"
+                        FRAMES_AGAIN, "frames decoded again before each piece, so that no seam is heard"
                     ),
                 },
             }
@@ -108,14 +121,11 @@ def _moe(form: str, quantized: bool) -> dict[str, Any]:
     return {"moe_backend": Fact("triton", f"{form.upper()} experts: {_BUNDLED}")}
 
 
-def _graphs(users: int) -> dict[str, Any]:
-    """What vLLM takes by itself for 16 users or more, for fewer as well."""
-    if 2 * users >= GRAPH_SIZES[-1]:
-        return {}
-    reason = (
-        f"a longer prompt is read without CUDA graphs, some 90 ms later on an H100; vLLM alone would end at {2 * users}"
-    )
-    return {"cudagraph_capture_sizes": Fact(list(GRAPH_SIZES), reason)}
+def _graphs(users: int, effort: Effort) -> dict[str, Any]:
+    own = min(2 * users, GRAPH_SIZES[-1])
+    most = GRAPH_SIZES[-1] if effort.prompt_graphs else max(own, 32)
+    reason = f"a longer prompt is read without CUDA graphs, some 50 ms later on an H100; vLLM would end at {own}"
+    return {"cudagraph_capture_sizes": Fact([size for size in GRAPH_SIZES if size <= most], reason)}
 
 
 def _thinker(
@@ -130,7 +140,7 @@ def _thinker(
         "skip_mm_profiling": Fact(True, "a quicker start: 1 GiB is set aside for the encoders without trying them"),
         "compilation_config": {
             "custom_ops": Fact(["+rotary_embedding"], "compiled rotary embedding changes the speech (vllm-omni #6090)"),
-            **_graphs(users),
+            **_graphs(users, effort),
         },
         "default_sampling_params": {
             "temperature": Fact(0.0, _BUNDLED),

@@ -98,7 +98,7 @@ def _voice_holds(kind: str, talker: dict[str, Any], code2wav: dict[str, Any]) ->
     assert talker["default_sampling_params"] == sampling
     assert talker["max_model_len"] == 16384 + 4096
     assert code2wav["max_num_batched_tokens"] == code2wav["max_model_len"] <= 16384
-    assert code2wav["max_num_seqs"] * 800 <= code2wav["max_num_batched_tokens"]
+    assert code2wav["max_num_seqs"] * budget.PIECE_TOKENS <= code2wav["max_num_batched_tokens"]
     nulled = {"quantization_config": None}
     assert talker.get("hf_overrides") == (None if kind in ("bf16", "nvfp4-talker") else nulled)
     assert code2wav.get("hf_overrides") == (None if kind == "bf16" else nulled)
@@ -271,7 +271,7 @@ def test_machines_without_a_usable_gpu(checkpoint_of: CheckpointOf) -> None:
     assert "must be 8.0 or newer" in unknown.warnings[0]
 
 
-@pytest.mark.parametrize(("name", "users", "pieces"), [("h100", 16, 16), ("h200", 64, 20), ("48", 8, 5), ("48", 4, 4)])
+@pytest.mark.parametrize(("name", "users", "pieces"), [("h100", 16, 16), ("h200", 64, 29), ("48", 8, 7), ("48", 4, 4)])
 def test_no_piece_of_speech_is_cut_at_the_end_of_a_step(
     checkpoint_of: CheckpointOf, name: str, users: int, pieces: int
 ) -> None:
@@ -302,15 +302,15 @@ def test_table_sentence_flags_and_environment(checkpoint_of: CheckpointOf, tmp_p
     assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "100"
 
 
-TOGETHER = ["parallel", "no-locks", "warm-up-experts"]
+TOGETHER, QUIET = ["parallel", "no-locks", "warm-up-experts"], ["no-sampler-warm-up", "no-request-tables"]
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "wishes", "switches"),
     [
-        ("h100", "nvfp4", Wishes(), [*TOGETHER, "share-layers", "no-sampler-warm-up", "no-request-tables"]),
-        ("h100", "bf16", Wishes(), ["share-layers", "no-sampler-warm-up", "no-request-tables"]),
-        ("h100", "nvfp4", Wishes(speech=False), ["share-layers", "no-sampler-warm-up", "no-request-tables"]),
+        ("h100", "nvfp4", Wishes(), [*TOGETHER, "share-layers", "small-predictor", *QUIET]),
+        ("h100", "bf16", Wishes(), ["share-layers", *QUIET]),
+        ("h100", "nvfp4", Wishes(speech=False), ["share-layers", *QUIET]),
         ("h100", "nvfp4", Wishes(fast_start=False), []),
     ],
 )
