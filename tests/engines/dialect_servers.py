@@ -206,7 +206,7 @@ class PlainVLLM(ScriptedServer):
     that of issue 19144 there; chunks as in tests/data/vllm_omni_0_30, which share vLLM's code for text."""
 
     owner = "vllm"
-    kinds = ()
+    kinds: Sequence[str] = ()
     speaks = False
 
     def __init__(self, **options: Any) -> None:
