@@ -17,18 +17,28 @@ share-layers         compile layers that are the same once. PyTorch 2.13 takes e
                      another one, so the thinker, whose rotary embedding is one, has all 48 compiled.
 small-predictor      compile the talker's code predictor for as many rows as users speak at once. By default it is
                      compiled for each size of CUDA graph that the talker has, of which the larger are for prompts.
+tokenizer-once       give the media processor the tokenizer that it is handed. transformers 5.14 loads another one from
+                     the disk first, copies the one given three times, and drops all of them.
+early-inputs         make what turns requests into prompts while the stages load, and warm it up. By default that begins
+                     when the last stage is ready, and the server waits for it.
 no-request-tables    do not log a table of 30 lines for each answer; /metrics counts as before.
 none                 none of them: the same as `vllm serve`.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import inspect
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from operator import attrgetter
+from threading import Thread
 from typing import Any
 
 VERSION = "0.30."
@@ -144,6 +154,109 @@ def keep_predictor_small() -> None:
         setattr(GPUARModelRunner, name, with_small_sizes(getattr(GPUARModelRunner, name)))
 
 
+def load_the_tokenizer_once() -> None:
+    """In the API process and in an engine process: what is loaded with a tokenizer neither loads nor copies one.
+
+    transformers.processing_utils puts the given one in the place of the loaded one in the end (from_args_and_dict).
+    """
+    import vllm_omni  # noqa: F401  # changes vllm, and wants to be first
+
+    names = ("cached_get_processor", "get_processor_kwargs_type", "get_processor_kwargs_keys")
+    processors = reach("vllm.transformers_utils.processor", "cached_get_processor_without_dynamic_kwargs", *names)
+    methods = ("ProcessorMixin._load_tokenizer_from_pretrained.__func__", "ProcessorMixin.get_processor_dict.__func__")
+    mixins = reach("transformers.processing_utils", *methods)
+    if not (processors and mixins):
+        return
+    ProcessorMixin = mixins.ProcessorMixin
+    load = ProcessorMixin._load_tokenizer_from_pretrained.__func__
+    read = ProcessorMixin.get_processor_dict.__func__
+    get = processors.cached_get_processor_without_dynamic_kwargs
+
+    def load_tokenizer(cls: Any, /, name: str, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs.get(name) if name == "tokenizer" else None
+        used = given is not None and name in inspect.signature(cls.__init__).parameters
+        return given if used else load(cls, name, *args, **kwargs)
+
+    def read_dict(cls: Any, /, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        given = {"tokenizer": kwargs.pop("tokenizer")} if "tokenizer" in kwargs else {}
+        contents, unused = read(cls, *args, **kwargs)
+        return contents, {**unused, **given}
+
+    def get_processor(name: str, *args: Any, processor_cls: Any = ProcessorMixin, **kwargs: Any) -> Any:
+        """vLLM loads one without arguments to see which its class takes for each call; the tokenizer changes none."""
+        if kwargs.get("tokenizer") is None or not isinstance(processor_cls, type):
+            return get(name, *args, processor_cls=processor_cls, **kwargs)
+        own = {"revision", "trust_remote_code", "tokenizer"}
+        same = {"processor_cls": processor_cls, **{key: kwargs[key] for key in own & kwargs.keys()}}
+        kind = processors.get_processor_kwargs_type(processors.cached_get_processor(name, **same))
+        dynamic = processors.get_processor_kwargs_keys(kind) - own
+        fixed = {key: value for key, value in kwargs.items() if key not in dynamic}
+        return processors.cached_get_processor(name, **{**fixed, **same})
+
+    ProcessorMixin._load_tokenizer_from_pretrained = classmethod(load_tokenizer)
+    ProcessorMixin.get_processor_dict = classmethod(read_dict)
+    processors.cached_get_processor_without_dynamic_kwargs = get_processor
+
+
+def reach(path: str, *names: str) -> Any:
+    """The module, if all that a switch needs of it is there; else None, and the server starts as without the switch."""
+    try:
+        place = importlib.import_module(path)
+        for name in names:
+            attrgetter(name)(place)
+    except (ImportError, AttributeError) as error:
+        log.warning("A switch of the quick start is left out: %s.", error)
+        return None
+    return place
+
+
+def make_inputs_early() -> None:
+    """In the API process: the first stage's input processor, in a thread that begins when that stage is spawned."""
+    stage_runtime = reach("vllm_omni.engine.stage_runtime", "launch_stage_replica")
+    omni_engine_base = reach("vllm_omni.engine.omni_engine_base", "build_stage0_input_processor")
+    if not (stage_runtime and omni_engine_base):
+        return
+    launch, build = stage_runtime.launch_stage_replica, omni_engine_base.build_stage0_input_processor
+    begun: dict[int, tuple[Future[Any], Any, Any]] = {}
+
+    def work(config: Any, made: Future[Any]) -> None:
+        try:
+            made.set_result(warmed(build(config)))
+        except Exception:  # it is made again where it is waited for, as without this switch
+            log.exception("What turns requests into prompts could not be made early.")
+            made.set_result(None)
+
+    @contextmanager
+    def launch_and_begin(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with launch(*args, **kwargs) as resources:
+            config = kwargs.get("vllm_config")  # pickled for the stage by now: it may be filled in from here on
+            if config is not None and kwargs.get("stage_id") == 0 and kwargs.get("num_api_servers", 1) == 1:
+                made: Future[Any] = Future()
+                begun[id(config)] = made, config.model_config.max_model_len, config
+                Thread(target=work, args=(config, made), name="early-inputs", daemon=True).start()
+            yield resources
+
+    def take(config: Any) -> Any:
+        made, length, _ = begun.pop(id(config), (None, None, None))
+        if made is None or length != config.model_config.max_model_len:  # which the stage may have made smaller
+            return build(config)
+        return made.result() or build(config)
+
+    stage_runtime.launch_stage_replica = launch_and_begin
+    omni_engine_base.build_stage0_input_processor = take
+
+
+def warmed(inputs: Any) -> Any:
+    """What the server does with it before it serves; it finds both done."""
+    from vllm.renderers.hf import HfRenderer, resolve_chat_template
+
+    renderer = inputs.renderer
+    if isinstance(renderer, HfRenderer):
+        resolve_chat_template(renderer.tokenizer, None, None, model_config=inputs.model_config)
+    renderer.start_mm_warmup_in_background()
+    return inputs
+
+
 def skip_sampler_warm_up() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -163,6 +276,8 @@ def leave_out_request_tables() -> None:
 
 SWITCHES: dict[str, Callable[[], None]] = {
     "parallel": start_stages_in_parallel,
+    "tokenizer-once": load_the_tokenizer_once,
+    "early-inputs": make_inputs_early,
     "no-sampler-warm-up": skip_sampler_warm_up,
     "no-request-tables": leave_out_request_tables,
     "none": lambda: None,
@@ -172,8 +287,9 @@ STAGE_SWITCHES: dict[str, Callable[[], None]] = {
     "warm-up-experts": warm_up_experts_with_kernels,
     "share-layers": share_layers,
     "small-predictor": keep_predictor_small,
+    "tokenizer-once": load_the_tokenizer_once,
 }
-NAMES = (*SWITCHES, *STAGE_SWITCHES)
+NAMES = tuple({**SWITCHES, **STAGE_SWITCHES})
 
 
 def main() -> None:
