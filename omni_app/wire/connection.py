@@ -50,6 +50,7 @@ class Connection:
 
     async def wait_until_ready(self, path: str, *, tries: int, pause_s: float) -> httpx.Response:
         """The first answer with status 200; `pause_s` between two tries. Raises EngineUnavailable."""
+        self._http()  # an address that is none will be none at the next try too
         trouble: OmniError = EngineUnavailable(f"No server was looked for at {self.shown}.")
         for attempt in range(tries):
             if attempt:
