@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,8 @@ done = subprocess.run(sys.argv[2:], capture_output=True, text=True, timeout=120)
 print(json.dumps({"asked": asked, "status": done.returncode, "said": done.stdout + done.stderr}))
 """
 """Plays the name servers of this machine, which never answer, while a command runs; prints what both said."""
+IMPATIENT = {"RES_OPTIONS": "timeout:1 attempts:1"}
+"""A look-up that nobody answers is given up after a second, where resolv.conf(5) says ten by default."""
 RUN = """
 import contextlib, pathlib, sys, httpx
 from tests.soak.app import running
@@ -46,7 +49,9 @@ with running() as app:
 def alone(*command: str) -> dict[str, Any]:
     servers = re.findall(r"^nameserver\s+([0-9a-fA-F.:]+)$", Path("/etc/resolv.conf").read_text(), re.MULTILINE)
     inside = [*ALONE, *servers, sys.executable, "-c", LISTENING, json.dumps(servers), *command]
-    done = subprocess.run(inside, capture_output=True, text=True, cwd=ROOT, timeout=150, check=False)
+    done = subprocess.run(
+        inside, env=os.environ | IMPATIENT, capture_output=True, text=True, cwd=ROOT, timeout=150, check=False
+    )
     if done.returncode and not done.stdout:
         pytest.skip(f"this user may not have a network of its own: {done.stderr.strip()}")
     found: dict[str, Any] = json.loads(done.stdout)
