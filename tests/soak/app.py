@@ -77,6 +77,7 @@ def running(
         command += ["--word-seconds", str(word_seconds), "--most-replies", str(most_replies)]
         command += ["--port", str(port)]
         environment = os.environ | {"TMPDIR": str(temporary)}
+        environment.pop("GRADIO_TEMP_DIR", None)  # where an app of this process keeps its uploads
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
             try:
                 assert process.stdout is not None
