@@ -136,23 +136,28 @@ def test_equals_llm_compressor_bit_by_bit(
     assert found["identical"] == found["theirs"] == found["ours"]
 
 
-def test_memory_is_bounded_by_one_file_however_large_the_model(drive: Driver, tmp_path: Path) -> None:
-    peaks = []
-    for files in (1, 2):
-        drive(MEMORY, "make", tmp_path / f"{files}", files)
-        peaks.append(drive(MEMORY, "peak", tmp_path / f"{files}", "FP8_DYNAMIC"))
-    one, two = peaks
+@pytest.fixture(scope="module")
+def one_file(drive: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one file of 226 MB. Read it, never change it."""
+    folder = tmp_path_factory.mktemp("large") / "1"
+    drive(MEMORY, "make", folder, 1)
+    return folder
+
+
+def test_memory_is_bounded_by_one_file_however_large_the_model(drive: Driver, one_file: Path, tmp_path: Path) -> None:
+    two_files = tmp_path / "2"
+    drive(MEMORY, "make", two_files, 2)
+    one, two = (drive(MEMORY, "peak", folder, "FP8_DYNAMIC") for folder in (one_file, two_files))
     assert two["over_start"] < 3 * two["shard"]
     assert two["over_start"] < one["over_start"] + one["shard"] / 2
 
 
 @pytest.mark.parametrize("supervisor_dies", [False, True])
 def test_real_worker_ends_at_once_and_leaves_nothing(
-    drive: Driver, tmp_path: Path, command: Command, supervisor_dies: bool
+    one_file: Path, tmp_path: Path, command: Command, supervisor_dies: bool
 ) -> None:
-    drive(MEMORY, "make", tmp_path / "model", 1)
     recipe = Recipe("NVFP4A16", "mse")
-    one = job.create(tmp_path / "jobs", job.Request(str(tmp_path / "model"), str(tmp_path / "out"), recipe))
+    one = job.create(tmp_path / "jobs", job.Request(str(one_file), str(tmp_path / "out"), recipe))
     process = started(command("run", "--job", one.folder))
     until(lambda: one.progress is not None and one.progress.stage == "quantize", 120)
     if supervisor_dies:
