@@ -1,4 +1,5 @@
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -7,6 +8,8 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
+# The quantizer's models are tiny, and a worker has a processor: threads that wait for one another only burn it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 Serve = Callable[[ASGIApp], Awaitable[str]]
 
 

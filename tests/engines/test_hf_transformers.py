@@ -24,7 +24,7 @@ from tests.server import model_folder
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-transformers" / "bin" / "python"
 DRIVER = Path(__file__).with_name("transformers_driver.py")
-VARIABLES = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+VARIABLES = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 Drive = Callable[..., Any]
 
 

@@ -34,7 +34,7 @@ def drive() -> Driver:
 
     def run(script: str, *arguments: object) -> Any:
         command = [str(environment.python()), str(HERE / script), *map(str, arguments)]
-        env = {**environment.variables(), "OMP_NUM_THREADS": "2"}
+        env = environment.variables()
         ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=environment.ROOT)
         assert ended.returncode == 0, ended.stderr[-3000:]
         lines = ended.stdout.strip().splitlines()
