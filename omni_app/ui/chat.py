@@ -160,6 +160,7 @@ class Chat:
         """An empty conversation; the one that was open goes on being answered."""
         conversation = self._store.new(visitor_of(request))
         self._tabs.show(request, conversation)
+        self._tabs.knows(request, self._dialogues.abilities)
         return {
             "key": conversation.id,
             "chat": [],
@@ -186,16 +187,17 @@ class Chat:
             yield self.fresh(request) | {"voice": SILENCE | voice}
             return
         self._tabs.show(request, conversation)
+        self._tabs.knows(request, self._dialogues.abilities)
         live = self._replies.current(visitor, conversation.id)
         yield {
             "key": conversation.id,
             "chat": self._rendered(conversation, live),
-            "voice": voice | {"busy": live is not None},
+            "voice": voice | {"busy": live is not None, "latest": self._replies.latest(visitor, conversation.id)},
             "history": self._tabs.listed(request, conversation.id),
             "title": gr.update(value=conversation.title, visible=bool(conversation.turns)),
         }
         if live is not None:
-            async for update in self._follow(conversation, live, request):
+            async for update in self._follow(conversation, live, request, named=False):
                 yield update
 
     def rename(self, request: gr.Request, key: str, title: str) -> Update:
@@ -243,9 +245,17 @@ class Chat:
         } | (also or {})
         async for update in self._follow(conversation, reply, request):
             yield update
+        shown = self._tabs.shows(request, conversation)
+        if shown and (news := self._tabs.news(request, self._dialogues.abilities)):
+            gr.Warning(f"What answers here has changed: {news}", duration=20)
+            yield {"status": None}
 
-    async def _follow(self, conversation: Conversation, reply: LiveReply, request: gr.Request) -> Updates:
-        """Samples the reply's text, never faster than the page can show it; the reply itself does not wait for us."""
+    async def _follow(
+        self, conversation: Conversation, reply: LiveReply, request: gr.Request, *, named: bool = True
+    ) -> Updates:
+        """`named`: the page that follows has asked for this answer and hears it, so it is told its name.
+
+        Samples the reply's text, never faster than the page can show it; the reply itself does not wait for us."""
         pause, seen = FASTEST_UPDATE_SECONDS, ("", "")
         while not reply.done:
             await reply.wait(1.0)
@@ -259,7 +269,9 @@ class Chat:
         if self._tabs.shows(request, conversation):
             yield {
                 "chat": self._rendered(conversation),
-                "voice": gr.skip() if self._replies.current(conversation.visitor, conversation.id) else _ended(reply),
+                "voice": gr.skip()
+                if self._replies.current(conversation.visitor, conversation.id)
+                else _ended(reply, named),
                 "history": self._tabs.listed(request, conversation.id),
                 "title": gr.update(value=conversation.title, visible=True),
             }
@@ -288,8 +300,9 @@ class Chat:
         return gr.update(value=messages, feedback_value=render.likes(conversation.turns))
 
 
-def _ended(reply: LiveReply) -> Update:
-    return {"run": "" if reply.stopped else reply.run, "busy": False, "speech": reply.has_speech}
+def _ended(reply: LiveReply, named: bool) -> Update:
+    name = {"run": "" if reply.stopped else reply.run} if named or reply.stopped else {}
+    return name | {"busy": False, "speech": reply.has_speech}
 
 
 def _index(event: gr.EditData | gr.LikeData) -> int:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from omni_app.conversation import Event, Message, Part, ReplyOptions
-from omni_app.engines.base import check_kinds
+from omni_app.engines.base import check_kinds, named_kinds
 from omni_app.runner import Runner
 from omni_app.turnstile import Turnstile
 from omni_app.ui.live import LiveReply, Replies
@@ -32,6 +32,13 @@ class Dialogues:
         """False when the engine, which is ready, has no voice."""
         status = self._runner.status()
         return status.speaks or not status.ready
+
+    @property
+    def abilities(self) -> str:
+        """What the engine takes and gives, as a sentence; empty while it is not ready, or rests."""
+        status = self._runner.engine.status()
+        speech = "speaks" if status.speaks else "does not speak"
+        return f"it takes {named_kinds(status.modalities)}, and {speech}." if status.ready else ""
 
     def check(self, *parts: Part) -> None:
         """Raises BadRequest for a file of a kind that the engine, which is ready, does not take."""

@@ -38,6 +38,10 @@ class LiveReply:
         self.done = False
         self.has_speech = False
         self.stopped = False
+        self.spoken = False
+        """Whether speech is wanted."""
+        self.silent = False
+        """Stopped by the visitor, who wants to hear no more of it."""
         self._speech: list[AudioDelta] = []
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -50,13 +54,14 @@ class LiveReply:
         finished: Callable[[LiveReply], None],
     ) -> None:
         """`finished` is called once, however the reply ends, before anybody is told that it is done."""
+        self.spoken = options.speech
         self._meter, self._recording = ReplyMeter(), _Recording(self.speech_file)
         self._task = asyncio.create_task(self._work(make, messages, options), name=f"reply {self.run[:6]}")
         self._task.add_done_callback(lambda task: self._end(task, finished))
 
     async def stop(self) -> None:
         """Stop text and speech now; returns when the engine has let go. Safe at any time, and twice."""
-        self.stopped = True
+        self.stopped = self.silent = True
         self._notify()
         if self._task is not None and not self._task.done():
             self._task.cancel()
@@ -77,8 +82,8 @@ class LiveReply:
     async def speech(self) -> AsyncIterator[AudioDelta]:
         """The speech from its beginning, each piece as soon as it exists; ends with the reply or its stop."""
         position = 0
-        while not self.stopped:
-            while position < len(self._speech) and not self.stopped:
+        while not self.silent:
+            while position < len(self._speech) and not self.silent:
                 yield self._speech[position]
                 position += 1
             if self.done:
@@ -181,6 +186,11 @@ class Replies:
         """The reply that is being made in that conversation, or None."""
         reply = self._by_conversation.get((visitor, conversation))
         return reply if reply is not None and not reply.done else None
+
+    def latest(self, visitor: str, conversation: str) -> str:
+        """The run of the last reply there, if it is still kept and may be heard; else nothing."""
+        its = [one for one in self._by_run.values() if (one.visitor, one.conversation) == (visitor, conversation)]
+        return its[-1].run if its and its[-1].spoken and not its[-1].silent else ""
 
     def of(self, visitor: str) -> list[LiveReply]:
         return [reply for (owner, _), reply in self._by_conversation.items() if owner == visitor and not reply.done]

@@ -24,8 +24,8 @@ from omni_app.ui.tools import Ask
 
 STATIC = Path(__file__).parent / "static"
 BROWSER_SECRET = "omni-app"  # obfuscates what the browser keeps; only settings and ids are kept there
-CONVERSATION = ("key", "chat", "voice", "history", "title", "box")
-"""The widgets that a handler of `Chat` may update."""
+CONVERSATION = ("key", "chat", "voice", "history", "title", "box", "header", "voice_name", "timer")
+"""The widgets that a handler of `Chat` may update; with `status` it has those of `STATUS` brought up to date."""
 STATUS = ("header", "timer", "voice_name", "box")
 MEDIA: tuple[Kind, ...] = ("image", "audio", "video")
 DEFAULTS = Wishes()
@@ -114,6 +114,7 @@ class Page:
             allow_tags=False, latex_delimiters=LATEX, placeholder=examples.WELCOME, examples=examples.cards(),
             feedback_options=("Like", "Dislike"),
         )  # fmt: skip
+        add["timer"] = gr.Timer(1.0)
         add["voice"] = gr.HTML(
             value=SILENCE,
             html_template=(STATIC / "voice.html").read_text(),
@@ -166,7 +167,6 @@ class Page:
 
     def _status_events(self, demo: gr.Blocks) -> None:
         w = self._widgets
-        w["timer"] = gr.Timer(1.0)
         self._on(w["timer"].tick, self._refresh, outputs=STATUS, queue=False)
         self._on(demo.load, self._refresh, outputs=STATUS, queue=False)
 
@@ -174,7 +174,7 @@ class Page:
         status = self._runner.status()
         voices = gr.update(choices=[AUTOMATIC, *status.voices]) if status.ready else gr.skip()
         taken = [kind for kind in MEDIA if kind in status.modalities]
-        box = gr.update(file_types=taken) if status.ready and len(taken) < len(MEDIA) else gr.skip()
+        box = gr.update(file_types=taken) if status.ready else gr.skip()
         timer = gr.Timer(active=not status.ready)
         return {"header": self._header(), "timer": timer, "voice_name": voices, "box": box}
 
@@ -226,7 +226,8 @@ class Page:
 
     def _by_widget(self, update: dict[str, Any] | None, outputs: tuple[str, ...]) -> dict[Any, Any]:
         # Gradio takes an empty dictionary for a missing one, so "nothing to change" is said about one widget.
-        return {self._widgets[name]: value for name, value in (update or {outputs[0]: gr.skip()}).items()}
+        shown = self._refresh() if update and "status" in update else update or {outputs[0]: gr.skip()}
+        return {self._widgets[name]: value for name, value in shown.items()}
 
 
 def _lacks(status: EngineStatus) -> str:

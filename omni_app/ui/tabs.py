@@ -17,6 +17,8 @@ class Tabs:
         self._store = store
         self._views: dict[str, tuple[str, str]] = {}
         """Session hash -> visitor and conversation."""
+        self._abilities: dict[str, str] = {}
+        """Session hash -> what the tab knows of the engine."""
         self._queries: dict[str, str] = {}
 
     def opened(self, request: gr.Request, key: str) -> Conversation:
@@ -34,6 +36,17 @@ class Tabs:
     def search(self, request: gr.Request, query: str) -> None:
         self._queries[_session(request)] = query
 
+    def knows(self, request: gr.Request, abilities: str) -> str:
+        """The page of this tab has been told of these abilities, unless of others before; returns which."""
+        return self._abilities.setdefault(_session(request), abilities) if abilities else ""
+
+    def news(self, request: gr.Request, abilities: str) -> str:
+        """`abilities` if the tab knew of others so far, else nothing; it knows them from now on."""
+        if self.knows(request, abilities) == abilities:
+            return ""
+        self._abilities[_session(request)] = abilities
+        return abilities
+
     def listed(self, request: gr.Request, chosen: str | None = None) -> Any:
         """The visitor's conversations that this tab's search finds, as an update of the list."""
         found = self._store.all(visitor_of(request), self._queries.get(_session(request), ""))
@@ -43,6 +56,7 @@ class Tabs:
     def closed(self, request: gr.Request) -> str | None:
         """Forget a tab; returns whose it was."""
         self._queries.pop(_session(request), None)
+        self._abilities.pop(_session(request), None)
         view = self._views.pop(_session(request), None)
         return view[0] if view else None
 

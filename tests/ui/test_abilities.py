@@ -82,6 +82,22 @@ def test_a_picture_under_a_sounds_name_is_refused_and_all_stays_in_the_box(
     assert len(reader[1].asked) == asked
 
 
+def test_what_the_engine_can_do_from_now_on_is_told_with_the_next_answer_and_offered(
+    visitor: Visitor, reader: tuple[str, Reader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visitor.page
+    camera = page.get_by_role("button", name="Camera")
+    for answers, engine, says in ((1, ScriptedEngine, "text, pictures, sound and clips, and speaks."),
+                                  (2, Reader, "text and sound, and does not speak.")):  # fmt: skip
+        monkeypatch.setattr(reader[1], "status", lambda engine=engine: engine.status(reader[1]))
+        visitor.ask("one two")
+        finished(visitor, answers)
+        expect(page.get_by_test_id("toast-body").filter(has_text=says)).to_have_count(1)
+        expect(camera).to_be_visible(visible=engine is ScriptedEngine)
+        accepted = "image/*, audio/*, video/*" if engine is ScriptedEngine else "audio/*"
+        expect(page.locator("#box input[type=file]")).to_have_attribute("accept", accepted)
+
+
 def test_an_answer_without_speech(visitor: Visitor) -> None:
     visitor.ask("one two")
     finished(visitor)

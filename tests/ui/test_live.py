@@ -97,3 +97,21 @@ async def test_stopped_before_its_first_step_it_still_ends(tmp_path: Path) -> No
     assert reply.done
     assert reply.text == ""
     assert await heard(reply) == b""
+
+
+async def test_what_was_said_to_a_visitor_who_was_away_can_still_be_heard_but_not_what_was_stopped(
+    tmp_path: Path,
+) -> None:
+    replies, said = Replies(), [await started(tmp_path, "slow long story") for _ in range(2)]
+    for reply in said:
+        replies.add(reply)
+        while not reply.text:
+            await reply.wait(5)
+        assert replies.latest("visitor", "conversation") == reply.run
+    said[0].abandon()
+    await ended(said[0])
+    assert len(await heard(said[0])) >= len(tone(0.2))
+    await said[1].stop()
+    assert await heard(said[1]) == b""
+    assert replies.latest("visitor", "conversation") == ""
+    assert replies.latest("somebody", "conversation") == ""

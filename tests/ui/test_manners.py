@@ -262,9 +262,9 @@ def test_the_page_says_that_the_server_is_away_and_recovers(browser: Any, tmp_pa
         expect(visitor.page.locator("#chat [data-testid=bot]").first).to_contain_text("story", timeout=10_000)
     visitor.page.evaluate("window.before = true")
     expect(status(visitor)).to_have_text("The server cannot be reached", timeout=20_000)
-    expect(button(visitor, "Stop")).to_be_hidden()
     with process(port, tmp_path):
         expect(status(visitor)).to_have_text("", timeout=20_000)
+        expect(button(visitor, "Stop")).to_be_hidden()
         visitor.page.wait_for_function("!window.before")  # Gradio loads the page anew
         expect(visitor.page.locator("#chat [data-testid=user]")).to_have_text(["slow long story"], timeout=20_000)
         visitor.page.wait_for_timeout(600)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from benchmarks.browser import Visitor
+from benchmarks.browser import Visitor, analysed
 from tests.scripted import RATE, tone
 from tests.soak.line import Line, line
 from tests.ui import steps
@@ -29,7 +29,9 @@ STORY = "slow long story"
 TOLD = " ".join(["word"] * 60)
 SPOKEN = " ".join(["word"] * 40)
 SPOKEN_SECONDS, STORY_SECONDS = 8.0, 12.8
+FAST_STORY, FAST_SECONDS = "long story", 12.6
 PLAYER = "[...document.querySelectorAll('#voice *')].find((element) => element.speechPlayer).speechPlayer"
+KEEP_PEAKS = "addEventListener('pagehide', () => sessionStorage.setItem('peaks', JSON.stringify(window.__peaks)))"
 LINES = """() => {
   window.lines = [];
   const line = document.querySelector('#voice [role=status]');
@@ -53,6 +55,22 @@ def visitor(browser: Any, wire: Line) -> Iterator[Visitor]:
     opened.close()
 
 
+def heard(visitor: Visitor) -> float:
+    """Seconds of sound, without its gaps."""
+    return seconds(visitor.page.evaluate("window.__peaks"))
+
+
+def seconds(peaks: list[dict[str, Any]]) -> float:
+    sound = analysed(peaks, 0.0)
+    return sound.seconds - sum(length for _, length in sound.gaps) if sound else 0.0
+
+
+def whole_heard(visitor: Visitor, length: float, before: float = 0.0) -> None:
+    expect(steps.bot(visitor).first).to_contain_text(TOLD, timeout=40_000)
+    steps.silent(visitor, 40)
+    assert before + heard(visitor) == pytest.approx(length, abs=1.0)  # each of its words rounds up to 10 ms
+
+
 def whole_again(visitor: Visitor) -> None:
     expect(steps.user(visitor)).to_have_text([STORY])
     expect(steps.bot(visitor).first).to_contain_text(TOLD, timeout=40_000)
@@ -60,31 +78,96 @@ def whole_again(visitor: Visitor) -> None:
     expect(steps.bot(visitor).filter(has_text="echo: are you back")).to_be_visible()
 
 
+def lose_sight(visitor: Visitor, wire: Line) -> None:
+    wire.cut()
+    expect(steps.status(visitor)).to_have_text(AWAY)
+    visitor.page.evaluate("window.before = true")
+
+
+def renewed(visitor: Visitor, wire: Line) -> float:
+    """Mends the network, and waits for the new page; returns the seconds of sound that the old one has played."""
+    visitor.page.evaluate(KEEP_PEAKS)
+    wire.mend()
+    visitor.page.wait_for_function("!window.before")  # since Gradio's streams are dead
+    return seconds(visitor.page.evaluate("JSON.parse(sessionStorage.getItem('peaks'))"))
+
+
 def test_a_browser_that_is_offline_is_told_and_goes_on_when_it_is_back(visitor: Visitor) -> None:
     visitor.context.set_offline(True)
     expect(steps.status(visitor)).to_have_text(AWAY)
     visitor.context.set_offline(False)
     expect(steps.status(visitor)).not_to_have_text(AWAY)
+    whole_heard(visitor, STORY_SECONDS)
     whole_again(visitor)
 
 
 def test_a_network_that_goes_without_a_word_is_told_and_the_page_comes_back_with_what_was_being_written(
     visitor: Visitor, wire: Line
 ) -> None:
-    wire.cut()
     visitor.box.fill("half a thought")
-    expect(steps.status(visitor)).to_have_text(AWAY)
-    visitor.page.evaluate("window.before = true")
-    wire.mend()
-    visitor.page.wait_for_function("!window.before")  # a new page, since Gradio's streams are dead
+    lose_sight(visitor, wire)
+    before = renewed(visitor, wire)
     expect(visitor.box).to_have_value("half a thought")
+    whole_heard(visitor, STORY_SECONDS, before)
     whole_again(visitor)
 
 
-def lose_sight(visitor: Visitor, wire: Line) -> None:
-    wire.cut()
-    expect(steps.status(visitor)).to_have_text(AWAY)
-    visitor.page.evaluate("window.before = true")
+def test_what_was_said_while_the_network_was_away_is_heard_by_itself(browser: Any, wire: Line) -> None:
+    with contextlib.closing(Visitor(browser, wire.url)) as visitor:
+        visitor.ask(FAST_STORY)
+        expect(steps.status(visitor)).to_have_text("speaking")
+        lose_sight(visitor, wire)
+        before = renewed(visitor, wire)
+        steps.finished(visitor)
+        whole_heard(visitor, FAST_SECONDS, before)
+
+
+@pytest.mark.parametrize(("unwanted", "next_answer"), [("this answer", 1.0), ("any speech", 0.0)])
+def test_the_new_page_speaks_to_nobody_who_has_pressed_stop_or_switched_speech_off(
+    visitor: Visitor, wire: Line, unwanted: str, next_answer: float
+) -> None:
+    expect(steps.status(visitor)).to_have_text("speaking")
+    visitor.page.get_by_role("button", name="Settings").first.click()
+    lose_sight(visitor, wire)
+    if unwanted == "this answer":
+        steps.press(visitor, "Stop")
+    else:
+        visitor.page.get_by_label("Speak answers").uncheck()
+    renewed(visitor, wire)
+    steps.finished(visitor, seconds=40)
+    visitor.ask("one two three four")
+    steps.finished(visitor, 2)
+    steps.silent(visitor)
+    assert heard(visitor) == pytest.approx(next_answer, abs=0.3)
+
+
+def test_an_answer_of_which_nothing_had_come_is_heard_from_its_beginning(browser: Any, app: App, wire: Line) -> None:
+    with contextlib.closing(Visitor(browser, wire.url)) as visitor:
+        visitor.page.route("**/gradio_api/queue/data*", lambda route: None)
+        visitor.ask(FAST_STORY)
+        steps.until(visitor, lambda: app.engine.working == 1)
+        lose_sight(visitor, wire)
+        visitor.page.unroute("**/gradio_api/queue/data*")
+        renewed(visitor, wire)
+        whole_heard(visitor, FAST_SECONDS)
+
+
+def test_speech_whose_connection_breaks_goes_on_by_another(browser: Any, app: App) -> None:
+    tries = itertools.count(1)
+
+    def twice_broken(route: Any) -> None:
+        if next(tries) < 3:
+            route.abort("connectionreset")
+        else:
+            route.continue_()
+
+    with contextlib.closing(Visitor(browser, app.url)) as visitor:
+        visitor.page.route("**/gradio_api/voice/*", twice_broken)
+        visitor.ask("one two three four")
+        steps.finished(visitor)
+        expect(steps.status(visitor)).to_have_text("speaking")
+        steps.silent(visitor)
+        assert heard(visitor) == pytest.approx(1.0, abs=0.3)
 
 
 def test_no_recording_is_lost_when_the_network_is_back(visitor: Visitor, wire: Line) -> None:
@@ -156,12 +239,6 @@ def test_a_slow_server_does_not_take_the_page_away_in_mid_answer(visitor: Visito
     expect(visitor.box).to_have_value("half a thought")
 
 
-def heard(visitor: Visitor) -> float:
-    """Seconds of sound, without its gaps."""
-    sound = visitor.sound()
-    return sound.seconds - sum(length for _, length in sound.gaps) if sound else 0.0
-
-
 def miss(visitor: Visitor, missed: set[int]) -> None:
     """Looks at the server fail that have one of these numbers; the others, and the questions of the page, get a
     connection of their own, which no cut has found."""
@@ -212,3 +289,31 @@ def test_looks_that_fail_again_and_again_neither_silence_an_answer_nor_call_a_li
     steps.silent(visitor)
     assert STUCK not in visitor.page.evaluate("window.lines")
     assert heard(visitor) == pytest.approx(STORY_SECONDS, abs=1.0)  # each of its words rounds up to 10 ms
+
+
+STRICT = """() => {
+  const Real = AudioContext;
+  let pressed = false;
+  addEventListener('click', () => { pressed = true; }, {capture: true});
+  window.AudioContext = class extends Real {
+    constructor(options) { super(options); if (!pressed) this.suspend(); }
+    resume() { return pressed ? super.resume() : new Promise(() => {}); }
+  };
+}"""
+"""As browsers that forget with a new page that its visitor has clicked in the one before."""
+
+
+def test_a_new_page_that_may_make_no_sound_yet_asks_for_a_key_or_a_click(browser: Any, app: App) -> None:
+    with contextlib.closing(Visitor(browser, app.url)) as visitor:
+        with visitor.page.expect_request("**/gradio_api/voice/*") as asked:
+            visitor.ask("long story")
+        steps.finished(visitor)
+        left = {"run": asked.value.url.rpartition("/")[2], "owed": False, "from": 10.6}
+        visitor.page.evaluate("(left) => sessionStorage.setItem('speech', JSON.stringify(left))", left)
+        visitor.page.add_init_script(f"({STRICT})()")
+        visitor.page.reload()
+        expect(steps.status(visitor)).to_have_text("Press a key or click to hear the rest")
+        visitor.page.locator("#chat").click()
+        expect(steps.status(visitor)).to_have_text("speaking")
+        steps.silent(visitor)
+        assert heard(visitor) == pytest.approx(2.0, abs=0.3)

@@ -15,7 +15,7 @@ class SpeechOut extends AudioWorkletProcessor {
     };
   }
   reset() {
-    this.queue = []; this.offset = 0; this.waiting = 0; this.played = 0;
+    this.queue = []; this.offset = 0; this.waiting = 0; this.played = 0; this.told = 0;
     this.playing = false; this.ended = false; this.underruns = 0; this.silentSamples = 0;
   }
   receive(packet) {
@@ -44,6 +44,7 @@ class SpeechOut extends AudioWorkletProcessor {
       if (this.offset >= head.length) { this.queue.shift(); this.offset = 0; }
     }
     this.waiting -= filled; this.played += filled;
+    if (this.played - this.told > sampleRate / 20) { this.told = this.played; this.tell('at'); }
     if (filled < out.length) {
       this.playing = false;
       if (!this.ended) { this.underruns++; this.silentSamples += out.length - filled; }
@@ -72,12 +73,15 @@ function resampler(from, to) {
     return Float32Array.from(out);
   };
 }
-// mine.taken: bytes that were handed on; a stream that is read again begins with them.
+// mine.taken: bytes that were handed on or are not wanted; a stream that is read anew begins with them.
 async function read(mine, signal) {
   const response = await fetch(mine.url, {signal, credentials: 'same-origin'});
   if (response.status === 204) return;
-  if (!response.ok) throw new Error('speech stream answered ' + response.status);
-  mine.convert ??= resampler(Number(response.headers.get('X-Sample-Rate')) || mine.rate, mine.rate);
+  if ([502, 503, 504].includes(response.status)) throw new Error('speech stream answered ' + response.status);
+  if (!response.ok) throw Object.assign(new Error('speech stream answered ' + response.status), {last: true});
+  const rate = Number(response.headers.get('X-Sample-Rate')) || mine.rate;
+  mine.taken ??= 2 * Math.round(mine.from * rate);
+  mine.convert ??= resampler(rate, mine.rate);
   const reader = response.body.getReader();
   let rest = new Uint8Array(0), known = mine.taken;
   for (;;) {
@@ -99,14 +103,15 @@ onmessage = async ({data}) => {
   if (data.port) { port = data.port; return; }
   if (data.again && !order) return;
   if (abort) abort.abort();
-  if (!data.again) order = data.url ? {...data, taken: 0} : null;
+  if (!data.again) order = data.url ? data : null;
   if (!order) return;
   abort = new AbortController();
   const mine = order, {generation} = mine;
   try { await read(mine, abort.signal); }
   catch (error) {
     if (error.name === 'AbortError') return;
-    postMessage({event: 'error', why: String(error), generation});
+    postMessage({event: error.last ? 'error' : 'broken', why: String(error), generation});
+    if (!error.last) return;  // the order stays: the rest of it may be asked for again
   }
   if (order === mine) order = null;
   port.postMessage({end: true, generation});
@@ -118,15 +123,24 @@ const LEAST_PREBUFFER_SECONDS = 0.05, MOST_PREBUFFER_SECONDS = 0.4;
 
 class SpeechPlayer {
   constructor({rate = 24000, on = () => {}} = {}) {
-    Object.assign(this, {rate, on, prebufferSeconds: LEAST_PREBUFFER_SECONDS, generation: 0, wanted: 0, speaking: false, stats: {}});
+    Object.assign(this, {rate, on, prebufferSeconds: LEAST_PREBUFFER_SECONDS, generation: 0, wanted: 0, from: 0, stats: {}});
+    this.fall();
   }
+  // `pending`: speech is wanted and none of it was heard yet.
+  fall() { this.speaking = this.pending = false; this.played = 0; }
   // Must first be called from a click or a key press: browsers allow no sound before one.
   ready() {
-    if (this.context && this.context.state === 'suspended') this.context.resume();
+    if (this.muted) this.context.resume();
     return this.opening ??= this.open();
+  }
+  get muted() { return this.context?.state === 'suspended'; }
+  // Seconds of the speech that were heard; null when there is nothing to go on with.
+  get heardSeconds() {
+    return this.speaking || this.pending ? this.from + (this.sink?.played?.() ?? this.played) / this.rate : null;
   }
   async open() {
     this.context = new AudioContext({sampleRate: this.rate, latencyHint: 'interactive'});
+    this.context.onstatechange = () => this.on('state');
     this.reader = new Worker(asUrl(READER));
     this.reader.onmessage = ({data}) => this.heard(data);
     const channel = new MessageChannel();
@@ -142,7 +156,7 @@ class SpeechPlayer {
     return node.port;
   }
   scheduler(port) {
-    let generation = 0, at = 0;
+    let generation = 0, at = 0, taken = 0;
     const sources = new Set();
     port.onmessage = ({data}) => {
       if (data.generation !== generation) return;
@@ -156,16 +170,21 @@ class SpeechPlayer {
       source.connect(this.context.destination);
       source.start(at);
       at += buffer.duration;
+      taken += data.samples.length;
       sources.add(source);
       source.onended = () => sources.delete(source);
     };
-    return {postMessage: (data) => { sources.forEach((source) => source.stop()); sources.clear(); at = 0; generation = data.generation; }};
+    return {
+      postMessage: (data) => { sources.forEach((source) => source.stop()); sources.clear(); at = taken = 0; generation = data.generation; },
+      played: () => Math.max(0, taken - Math.max(0, at - this.context.currentTime) * this.rate),
+    };
   }
   heard(message) {
     if (message.generation !== this.generation) return;
-    this.stats = message;
-    if (message.event === 'start') this.speaking = true;
-    if (message.event === 'done') { this.speaking = false; this.learn(message.silentSamples / this.rate); }
+    if (message.played !== undefined) { this.stats = message; this.played = message.played; }
+    if (message.event === 'at') return;
+    if (message.event === 'start') { this.speaking = true; this.pending = false; }
+    if (message.event === 'done') { this.speaking = this.pending = false; this.learn(message.silentSamples / this.rate); }
     if (message.event === 'error') console.error('speech:', message.why);
     this.on(message.event);
   }
@@ -175,21 +194,25 @@ class SpeechPlayer {
     this.prebufferSeconds = Math.min(MOST_PREBUFFER_SECONDS, Math.max(LEAST_PREBUFFER_SECONDS, wanted));
   }
   // The first play() waits for the sound to open; a stop(), or another play(), may come before it has.
-  async play(url) {
+  // `from`: seconds of it that are not wanted, since they were heard.
+  async play(url, from = 0) {
     const mine = ++this.wanted;
+    Object.assign(this, {from, pending: true});
     await this.ready();
     if (mine !== this.wanted) return;
-    this.renew({url: new URL(url, document.baseURI).href, rate: this.rate});
+    this.renew({url: new URL(url, document.baseURI).href, rate: this.rate, from});
+    this.pending = true;
   }
-  // What is still to come of the speech by another connection, since this one may be dead without a word.
+  // What is still to come of the speech by another connection, since this one broke or may be dead without a word.
   again() { if (this.reader) this.reader.postMessage({again: true}); }
   stop() {
     this.wanted++;
+    this.fall();
     if (this.sink) this.renew({});
   }
   renew(order) {
     this.generation++;
-    this.speaking = false;
+    this.fall();
     this.sink.postMessage({generation: this.generation, prebuffer: Math.round(this.prebufferSeconds * this.rate)});
     this.reader.postMessage({generation: this.generation, ...order});
   }

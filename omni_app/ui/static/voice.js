@@ -1,6 +1,7 @@
 // The bar under the conversation: talk, camera, stop, and one line that says what is going on.
 const REVIVED_WITHIN_MS = 3000;
 const STUCK = 'The connection is stuck: please reload the page';
+const MUTED = 'Press a key or click to hear the rest';
 const HELD = '#box .loader, #box .minimal-audio-recorder, #chat .edit-textarea';
 const part = (name) => element.querySelector(`[data-part=${name}]`);
 const talk = part('talk'), camera = part('camera'), stopButton = part('stop'), line = part('status');
@@ -9,34 +10,50 @@ const say = (text) => { if (line.textContent !== text) line.textContent = text; 
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
 let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
 // `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
-let revival = null, revivals = 0, stuck = false;
+let revival = null, revivals = 0, stuck = false, leaving = false;
+// `owed`: nothing has come yet of what was asked, not even the name of its speech.
+let owed = false;
+// What the page before this one left when it had to go: the speech it knew, and how many seconds of it were heard.
+let before = JSON.parse(sessionStorage.getItem('speech'));
+sessionStorage.removeItem('speech');
+const reloaded = Boolean(before);
+if (before) ({run, owed} = before);
 
-const player = new SpeechPlayer({on: refresh});
+const player = new SpeechPlayer({on: (event) => { if (event === 'broken') mend(); refresh(); }});
 element.speechPlayer = player;
 
 function refresh() {
-  if (player.speaking) player.pending = false;
   stopButton.hidden = !(busy || asked || player.speaking || player.pending);
   if (recorder) return;
-  say(link.down ? 'The server cannot be reached' : stuck ? STUCK : player.speaking ? 'speaking' : busy || asked ? 'thinking' : note);
+  say(link.down ? 'The server cannot be reached' : stuck ? STUCK : player.speaking ? 'speaking'
+    : reloaded && player.pending && player.muted ? MUTED : busy || asked ? 'thinking' : note);
 }
 function tell(text) { note = text; refresh(); }
-function idle() { busy = asked = unwanted = player.pending = false; refresh(); }
+function idle() { busy = asked = unwanted = false; refresh(); }
 function stop() {
   const early = asked;
+  owed = false;
   player.stop();
   idle();
   unwanted = early;
   trigger('halt');
   tell('');
 }
+// Who has unticked "Speak answers" while the server was away wants to hear no more of this one either.
+const spoken = () => document.querySelector('#speech input')?.checked !== false;
 const link = new ServerWatch({
   pending: () => busy || asked || player.speaking || player.pending,
-  lost: () => { revived(); player.stop(); idle(); },
-  back: () => { idle(); revive(reload); },
+  // What has come of the speech is heard to its end, and the rest when the server is there again.
+  lost: () => { revived(); idle(); },
+  back: () => { spoken() ? player.again() : player.stop(); idle(); revive(reload); },
   // What is heard proves nothing: it may have come long before. It is not silenced by asking anew.
   doubted: () => { player.again(); revive(stick); },
 });
+// A connection that broke, from a server that is still there.
+function mend() {
+  link.look();
+  setTimeout(() => { if (!link.down) player.again(); }, LOOK_AGAIN_MS);
+}
 // Ask for the conversation anew. Behind a network that went away without a word Gradio's own stream may be dead, and only
 // a new page opens another; a server that answers slowly is given more time.
 async function revive(otherwise) {
@@ -59,24 +76,33 @@ watch('value', () => {
   revived();
   const value = props.value || {};
   busy = Boolean(value.busy);
-  const fresh = value.run && value.run !== run;
-  if (fresh) run = value.run;
+  const name = value.run || owed && value.latest;
+  const fresh = name && name !== run;
+  if (fresh) run = name;
+  if (fresh || value.run !== undefined) owed = false;
   if (busy && unwanted) { stop(); return; }
   if (busy) asked = false;
-  if (fresh) {
-    player.pending = true;
-    player.play('gradio_api/voice/' + run).catch((error) => { player.pending = false; tell('no sound: ' + error.message); });
-  }
-  if (!value.run && value.run !== undefined) player.stop();
-  if (!busy && !value.speech) player.pending = false;
+  if (fresh) hear();
+  else if (before && before.from !== null && value.latest === run) hear(before.from);
+  else if (!value.run && value.run !== undefined) player.stop();
+  else if (!busy && value.speech === false) player.pending = false;
+  before = null;
   refresh();
+});
+function hear(from) {
+  player.play('gradio_api/voice/' + run, from).catch((error) => { player.pending = false; tell('no sound: ' + error.message); });
+}
+for (const press of ['click', 'keydown']) document.addEventListener(press, () => { if (player.muted) player.ready(); }, {capture: true});
+addEventListener('pagehide', () => {
+  const from = spoken() ? player.heardSeconds : null;
+  if (stuck || leaving) sessionStorage.setItem('speech', JSON.stringify({run, owed: owed && spoken(), from}));
 });
 
 // What the page tells this bar: a question leaves, its handler has ended, a handler has failed, an export is wanted.
 const bar = element.querySelector('.voice-bar');
 bar.addEventListener('asked', () => {
   running++;
-  if (!keyed) { asked = true; unwanted = false; }
+  if (!keyed) { asked = owed = true; unwanted = false; }
   keyed = false;
   tell('');
 });
@@ -103,7 +129,7 @@ document.addEventListener('click', (event) => {
 }, {capture: true});
 
 function sending() {
-  keyed = asked = true;
+  keyed = asked = owed = true;
   unwanted = false;
   setTimeout(() => { if (keyed) { keyed = asked = false; refresh(); } }, 2000);  // Gradio did not take it
   tell('');
@@ -229,6 +255,7 @@ refresh();
 
 bar.addEventListener('leave', ({detail}) => {
   sessionStorage.setItem('draft', JSON.stringify({text: box().value, files: detail.files}));
+  leaving = true;
   location.reload();
 });
 // A server that was started anew has no file of before, and a network that fails again keeps no text from coming over.
