@@ -156,7 +156,8 @@ def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
 
 def _switches(parallel: Fact[bool], stages: int, small_predictor: bool) -> Iterator[Fact[str]]:
     """Measured on one H100 with empty caches: 378 s to ready with none of the first three, 257 to 323 s without
-    `share-layers`, 265 s with it on the slower of the hosts (the thinker's torch.compile: 55 s instead of 147)."""
+    `share-layers`, 265 s with it on the slower of the hosts (the thinker's torch.compile: 55 s instead of 147).
+    `tokenizer-once` and `early-inputs` have not been run on a GPU."""
     if parallel.value and stages > 1:
         yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
         yield Fact("no-locks", "they compile at the same time too: no stage's KV size is measured, so none must wait")
@@ -164,6 +165,8 @@ def _switches(parallel: Fact[bool], stages: int, small_predictor: bool) -> Itera
     yield Fact("share-layers", "layers that are the same are compiled once; the thinker's 48 took two minutes")
     if small_predictor:
         yield Fact("small-predictor", "else it is compiled for each graph of the talker, also those for prompts")
+    yield Fact("tokenizer-once", "8 s of each stage were spent on others; 0.04 s with it on a processor, same outputs")
+    yield Fact("early-inputs", "the server waited 21 s for that, then 5 s to warm it up; both pass while stages load")
     yield Fact(
         "no-sampler-warm-up",
         "99 s less for each stage that samples, cold; our warm-up compiles what 1, 2 and 16 users need",

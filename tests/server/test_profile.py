@@ -302,15 +302,16 @@ def test_table_sentence_flags_and_environment(checkpoint_of: CheckpointOf, tmp_p
     assert environment["VLLM_MAX_AUDIO_CLIP_FILESIZE_MB"] == "100"
 
 
-TOGETHER, QUIET = ["parallel", "no-locks", "warm-up-experts"], ["no-sampler-warm-up", "no-request-tables"]
+TOGETHER = ["parallel", "no-locks", "warm-up-experts"]
+ALWAYS = ["tokenizer-once", "early-inputs", "no-sampler-warm-up", "no-request-tables"]
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "wishes", "switches"),
     [
-        ("h100", "nvfp4", Wishes(), [*TOGETHER, "share-layers", "small-predictor", *QUIET]),
-        ("h100", "bf16", Wishes(), ["share-layers", *QUIET]),
-        ("h100", "nvfp4", Wishes(speech=False), ["share-layers", *QUIET]),
+        ("h100", "nvfp4", Wishes(), [*TOGETHER, "share-layers", "small-predictor", *ALWAYS]),
+        ("h100", "bf16", Wishes(), ["share-layers", *ALWAYS]),
+        ("h100", "nvfp4", Wishes(speech=False), ["share-layers", *ALWAYS]),
         ("h100", "nvfp4", Wishes(fast_start=False), []),
     ],
 )
