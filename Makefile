@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 SERVE_PYTHON ?= python3.12
 SERVE_VENV   ?= .venv-serve
+# Tests that run at once. Half their time is waiting; more than there are processors makes them slower.
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
@@ -23,7 +25,7 @@ models: $(VENV)/app.done
 
 test: $(VENV)/dev.done models lint
 	@sh tests/ui/ensure_chromium.sh
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: quantize-env transformers-env test
 

@@ -1,12 +1,19 @@
 import asyncio
 import os
 import socket
+import subprocess
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 import uvicorn
+from filelock import FileLock
 from starlette.types import ASGIApp
+
+from quantize import environment
 
 # The quantizer's models are tiny, and a worker has a processor: threads that wait for one another only burn it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -53,6 +60,36 @@ def unused_address() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.fixture(scope="session")
+def tiny_omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-Omni with every part, in several files, made once for all workers. Read it, never change it."""
+    if not environment.ready():
+        pytest.skip("the quantizer's environment is not built: make quantize-env")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "tiny-omni"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            in_environment("tiny_omni.py", folder.with_suffix(".partial"))
+            folder.with_suffix(".partial").rename(folder)
+    return folder
+
+
+def in_environment(script: str, *arguments: object) -> None:
+    """Run a script of tests/quantize in the quantizer's interpreter."""
+    command = [str(environment.python()), str(environment.ROOT / "tests/quantize" / script), *map(str, arguments)]
+    subprocess.run(command, env=environment.variables(), check=True)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests last: Playwright keeps an event loop running in this thread, beside which no other can run."""
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    """Slow files first, one that waits for a browser beside one that computes: workers that share the files out in this
+    order find the processors free, and end together."""
+    marks: defaultdict[Path, set[str]] = defaultdict(set)
+    for item in items:
+        marks[item.path] |= {mark.name for mark in item.iter_markers()}
+    waiting = [file for file, found in marks.items() if "browser" in found]
+    computes = {"models", "quantize", "transformers"}
+    computing = [file for file, found in marks.items() if found & computes and file not in waiting]
+    first = [file for pair in zip_longest(waiting, computing) for file in pair if file]
+    places = {file: place for place, file in enumerate(first)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -43,14 +43,6 @@ def drive() -> Driver:
     return run
 
 
-@pytest.fixture(scope="session")
-def tiny_omni(drive: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen3-Omni with every part, in several files. Read it, never change it."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-omni"
-    drive("tiny_omni.py", folder)
-    return folder
-
-
 @pytest.fixture
 def text_model(tmp_path: Path) -> Path:
     """A causal language model's folder with one layer and no weights behind its headers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,15 @@ from benchmarks.browser import Visitor, chromium_path, launched
 from omni_app.media.audio import write_wav
 from omni_app.runner import Runner
 from omni_app.settings import Settings
-from quantize import environment
 from tests.scripted import RATE, ScriptedEngine, tone
 
 PATIENCE_MS = 20_000
 """A page on a busy machine is slow, which is no fault of what it shows."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def playwright() -> Iterator[Any]:
+    """Ends with its module, because no other event loop can run in this thread until then."""
     if chromium_path() is None:
         pytest.skip("no Chromium here: sudo apt install chromium")
     expect.set_options(timeout=PATIENCE_MS)
@@ -31,7 +30,7 @@ def playwright() -> Iterator[Any]:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(playwright: Any) -> Iterator[Any]:
     opened = launched(playwright)
     yield opened
@@ -85,19 +84,3 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files") / "question.wav"
     write_wav(path, tone(3.0), RATE)
     return path
-
-
-@pytest.fixture(scope="session")
-def tiny_omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen3-Omni with every part."""
-    if not environment.ready():
-        pytest.skip("the quantizer's environment is not built: make quantize-env")
-    folder = tmp_path_factory.mktemp("models") / "tiny-omni"
-    in_environment("tiny_omni.py", folder)
-    return folder
-
-
-def in_environment(script: str, *arguments: object) -> None:
-    """Run a script of tests/quantize in the quantizer's interpreter."""
-    command = [str(environment.python()), str(environment.ROOT / "tests/quantize" / script), *map(str, arguments)]
-    subprocess.run(command, env=environment.variables(), check=True)

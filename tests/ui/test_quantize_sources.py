@@ -12,12 +12,12 @@ from playwright.sync_api import Browser, expect
 
 from omni_app.settings import Settings
 from quantize import environment
+from tests.conftest import in_environment
 from tests.quantize import scripted_hub
 from tests.quantize.scripted_hub import Repo
 from tests.server import model_folder
 from tests.stand_in_pip import stand_in_pip
 from tests.stand_in_worker import small_model, stand_in
-from tests.ui.conftest import in_environment
 from tests.ui.test_quantize import JOB_MS, LONG_MS, look, press, state, visited
 
 pytestmark = pytest.mark.browser
