@@ -27,7 +27,9 @@ test: $(VENV)/dev.done models lint
 	@sh tests/ui/ensure_chromium.sh
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-all: quantize-env transformers-env test
+test-all:
+	@$(MAKE) --jobs=2 quantize-env transformers-env $(VENV)/dev.done
+	@$(MAKE) test
 
 lint: $(VENV)/dev.done
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
