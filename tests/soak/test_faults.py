@@ -27,7 +27,8 @@ from tests.soak.line import line
 
 LONG = [Message.of("user", "slow long story")]
 SHORT = [Message.of("user", "are you back")]
-BACK_SECONDS = 10.0
+BACK_SECONDS = 30.0
+SILENCE_SECONDS = 4.0
 IN_A_SMALL_DISK = (
     "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=3m none "$0" && exec "$@"',
 )  # fmt: skip
@@ -58,7 +59,7 @@ async def back(runner: Runner) -> str:
 
 
 async def connected(endpoint: str) -> AsyncIterator[Runner]:
-    settings = Settings(endpoint=endpoint, silence_seconds=1.5)
+    settings = Settings(endpoint=endpoint, silence_seconds=SILENCE_SECONDS)
     spec, because = engines.choose(settings)
     runner = Runner(spec.create(settings), because, 4)
     runner.start()
@@ -86,7 +87,7 @@ async def test_a_frozen_server_is_told_and_used_again_when_it_thaws() -> None:
         async for runner in connected(server.url):
             text, error = await told(runner, LONG, server.process.suspend)
             assert text.startswith("echo: slow long")
-            assert "1.5" in error or "seconds" in error, error
+            assert "seconds" in error, error
             server.process.resume()
             assert await back(runner) == "echo: are you back "
 
@@ -97,7 +98,7 @@ async def test_a_network_that_swallows_everything_is_told_and_used_again_when_it
         async for runner in connected(wire.url):
             text, error = await told(runner, LONG, wire.cut)
             assert text.startswith("echo: slow long")
-            assert "nothing came for 1.5 seconds" in error
+            assert f"nothing came for {SILENCE_SECONDS:g} seconds" in error
             async with asyncio.timeout(60):
                 _, error = await told(runner, SHORT)
             assert "went silent" in error, error
