@@ -89,16 +89,17 @@ def _stages_hold(found: Plan, kind: str, speech: bool) -> None:
     assert [stage["stage_id"] for stage in found.deploy["stages"]] == ([0, 1, 2] if speech else [0])
     assert found.deploy.get("pipeline") == (None if speech else "qwen3_omni_moe_thinker_only")
     if audio:
-        _voice_holds(kind, *audio)
+        extra = found.deploy["connectors"]["connector_of_shared_memory"]["extra"]
+        _voice_holds(kind, *audio, 16 * (extra["codec_chunk_frames"] + extra["codec_left_context_frames"]))
 
 
-def _voice_holds(kind: str, talker: dict[str, Any], code2wav: dict[str, Any]) -> None:
+def _voice_holds(kind: str, talker: dict[str, Any], code2wav: dict[str, Any], piece_tokens: int) -> None:
     assert talker["moe_backend"] == ("auto" if kind == "nvfp4-talker" else "triton")
     sampling = {"seed": 42, "temperature": 0.9, "top_k": 50, "max_tokens": 4096, "repetition_penalty": 1.05}
     assert talker["default_sampling_params"] == sampling
     assert talker["max_model_len"] == 16384 + 4096
     assert code2wav["max_num_batched_tokens"] == code2wav["max_model_len"] <= 16384
-    assert code2wav["max_num_seqs"] * budget.PIECE_TOKENS <= code2wav["max_num_batched_tokens"]
+    assert code2wav["max_num_seqs"] * piece_tokens <= code2wav["max_num_batched_tokens"]
     nulled = {"quantization_config": None}
     assert talker.get("hf_overrides") == (None if kind in ("bf16", "nvfp4-talker") else nulled)
     assert code2wav.get("hf_overrides") == (None if kind == "bf16" else nulled)
