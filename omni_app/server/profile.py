@@ -166,7 +166,7 @@ def _switches(parallel: Fact[bool], stages: int, small_predictor: bool) -> Itera
     if small_predictor:
         yield Fact("small-predictor", "else it is compiled for each graph of the talker, also those for prompts")
     yield Fact("tokenizer-once", "8 s of each stage were spent on others; 0.04 s with it on a processor, same outputs")
-    yield Fact("early-inputs", "the server waited 21 s for that, then 5 s to warm it up; both pass while stages load")
+    yield Fact("early-inputs", "the server waited 26 s for that; it passes while stages load, seen on a processor only")
     yield Fact(
         "no-sampler-warm-up",
         "99 s less for each stage that samples, cold; our warm-up compiles what 1, 2 and 16 users need",

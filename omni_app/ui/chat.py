@@ -253,9 +253,9 @@ class Chat:
     async def _follow(
         self, conversation: Conversation, reply: LiveReply, request: gr.Request, *, named: bool = True
     ) -> Updates:
-        """`named`: the page that follows has asked for this answer and hears it, so it is told its name.
+        """Samples the reply's text, never faster than the page can show it; the reply itself does not wait for us.
 
-        Samples the reply's text, never faster than the page can show it; the reply itself does not wait for us."""
+        `named`: the page that follows has asked for this answer and hears it, so it is told its name."""
         pause, seen = FASTEST_UPDATE_SECONDS, ("", "")
         while not reply.done:
             await reply.wait(1.0)
