@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from omni_app.hardware import GIB, Fact, Gpu
@@ -49,23 +49,23 @@ def tree(
     context: int,
     users: int,
     gpus: Sequence[Gpu],
-    small_predictor: bool,
+    switches: Collection[str],
 ) -> Tree:
     """The whole file, for stages whose devices are indices into `gpus`. Without the switch `small-predictor` the
     talker has no graphs for whole prompts, because its code predictor would be compiled for each of them."""
     unified = gpus[taken[0].devices[0]].unified.value
     thinker = {**_common(taken[0], users, gpus), **_thinker(checkpoint, taken[0], effort, context, users, unified)}
     if len(taken) == 1:
-        states = taken[0].contexts * context * STATES * checkpoint.thinker.hidden * 2
-        kept = f"{states / GIB:.1f} GiB of processor memory keep its states"
-        thinker["enable_prefix_caching"] = Fact(True, f"what was said before is not computed again; {kept}")
+        states = 0 if "no-states" in switches else taken[0].contexts * context * STATES * checkpoint.thinker.hidden * 2
+        kept = f"; {states / GIB:.1f} GiB of processor memory keep its states" if states else ""
+        thinker["enable_prefix_caching"] = Fact(True, f"what was said before is not computed again{kept}")
         text_only = Fact(
             "qwen3_omni_moe_thinker_only", "no speech was asked for, so talker and code2wav are not loaded"
         )
         return {"pipeline": text_only, "stages": [thinker]}
     thinker["enable_prefix_caching"] = Fact(False, "the talker needs the thinker's states of the whole prompt")
     talker = {**_common(taken[1], users, gpus), **_talker(checkpoint, taken[1], effort, context)}
-    if small_predictor:
+    if "small-predictor" in switches:
         talker["compilation_config"] = _graphs(users, effort)
     pieces = min(users, effort.code2wav_tokens // PIECE_TOKENS)
     code2wav = {**_common(taken[2], users, gpus), **_slots(users, pieces), **_code2wav(checkpoint, effort)}

@@ -93,14 +93,14 @@ def plan(machine: Machine, checkpoint: Checkpoint, wishes: Wishes) -> Plan:
     if found is None:
         raise DoesNotFit(refusal(machine.gpus, checkpoint, wishes))
     used = [machine.gpus[index] for index in sorted({index for stage in found.stages for index in stage.devices})]
-    small = wishes.fast_start and found.effort.prompt_graphs and len(found.stages) > 1
-    nodes = deploy.tree(
-        checkpoint, found.stages, found.effort, wishes.context_tokens, wishes.users, machine.gpus, small_predictor=small
-    )
     kernel = _kernel(checkpoint, used[0])
     said = "speech" if wishes.speech else "text only"
     parallel = _parallel_start(found, machine.gpus)
-    switches = tuple(_switches(parallel, len(found.stages), small)) if wishes.fast_start else ()
+    switches = tuple(_switches(parallel, found, wishes.users)) if wishes.fast_start else ()
+    names = {switch.value for switch in switches}
+    nodes = deploy.tree(
+        checkpoint, found.stages, found.effort, wishes.context_tokens, wishes.users, machine.gpus, names
+    )
     head = [
         f"Qwen3-Omni, {checkpoint.thinker_format.upper()} thinker, on {' and '.join(gpu.name for gpu in used)}.",
         f"For {wishes.users} users, {wishes.context_tokens:,} tokens of context, {said}.",
@@ -154,19 +154,24 @@ def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
     return Fact(True, "all stages and vLLM-Omni's reserves fit at once")
 
 
-def _switches(parallel: Fact[bool], stages: int, small_predictor: bool) -> Iterator[Fact[str]]:
-    """Measured on one H100 with empty caches: 378 s to ready with none of the first three, 257 to 323 s without
-    `share-layers`, 265 s with it on the slower of the hosts (the thinker's torch.compile: 55 s instead of 147).
-    `tokenizer-once` and `early-inputs` have not been run on a GPU."""
-    if parallel.value and stages > 1:
+def _switches(parallel: Fact[bool], found: Fit, users: int) -> Iterator[Fact[str]]:
+    """Measured on one H100 (benchmarks/results), to ready: with empty caches 378 s with none of the first three, 257 to
+    323 s without `share-layers`, 211 s with all but `crowd-graphs`; the second time 119 s without `tokenizer-once` and
+    `early-inputs`, 86 s with them. `no-states` has not been run on a GPU."""
+    speaks = len(found.stages) > 1
+    if parallel.value and speaks:
         yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
         yield Fact("no-locks", "they compile at the same time too: no stage's KV size is measured, so none must wait")
         yield Fact("warm-up-experts", "some 20 s at a first start, or a second at the first prompt of each length")
     yield Fact("share-layers", "layers that are the same are compiled once; the thinker's 48 took two minutes")
-    if small_predictor:
+    if speaks and found.effort.prompt_graphs:
         yield Fact("small-predictor", "else it is compiled for each graph of the talker, also those for prompts")
-    yield Fact("tokenizer-once", "8 s of each stage were spent on others; 0.04 s with it on a processor, same outputs")
-    yield Fact("early-inputs", "the server waited 26 s for that; it passes while stages load, seen on a processor only")
+    if speaks and found.effort.code2wav_graphs and users > 1:
+        yield Fact("crowd-graphs", "2 s more, and the first sound of 4 to 16 users comes 25 to 45 ms earlier")
+    if not speaks:
+        yield Fact("no-states", "2 of 5 ms of each token were spent on states that only a talker would read")
+    yield Fact("tokenizer-once", "8 s of each stage were spent on others, with the same outputs")
+    yield Fact("early-inputs", "the server waited 26 s for that; it passes while stages load")
     yield Fact(
         "no-sampler-warm-up",
         "99 s less for each stage that samples, cold; our warm-up compiles what 1, 2 and 16 users need",

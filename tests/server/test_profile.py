@@ -310,9 +310,10 @@ ALWAYS = ["tokenizer-once", "early-inputs", "no-sampler-warm-up", "no-request-ta
 @pytest.mark.parametrize(
     ("name", "kind", "wishes", "switches"),
     [
-        ("h100", "nvfp4", Wishes(), [*TOGETHER, "share-layers", "small-predictor", *ALWAYS]),
+        ("h100", "nvfp4", Wishes(), [*TOGETHER, "share-layers", "small-predictor", "crowd-graphs", *ALWAYS]),
+        ("h100", "nvfp4", Wishes(users=1), [*TOGETHER, "share-layers", "small-predictor", *ALWAYS]),
         ("h100", "bf16", Wishes(), ["share-layers", *ALWAYS]),
-        ("h100", "nvfp4", Wishes(speech=False), ["share-layers", *ALWAYS]),
+        ("h100", "nvfp4", Wishes(speech=False), ["share-layers", "no-states", *ALWAYS]),
         ("h100", "nvfp4", Wishes(fast_start=False), []),
     ],
 )

@@ -14,14 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from omni_app.server import fast_start
+from omni_app.server import fast_stages, fast_start
 
 FILES = {
     "vllm_omni/entrypoints/async_omni.py": "class AsyncOmni:\n"
     "    def __init__(self, *, model, **kwargs): self.given = kwargs\n",
     "vllm_omni/engine/stage_phase_lock.py": "def wrap_executor_with_phase_locks(kind, locker): return 'locked'\n",
     "vllm_omni/__init__.py": "",
-    "vllm/config/__init__.py": "class CUDAGraphMode: NONE = 'no graphs'\n",
+    "vllm/config/__init__.py": "from types import SimpleNamespace as N\n"
+    "class CUDAGraphMode: NONE = 'no graphs'\n"
+    "config = N(scheduler_config=N(max_num_seqs=12))\n"
+    "def get_current_vllm_config(): return config\n",
     "vllm/model_executor/layers/fused_moe/__init__.py": "class MoERunner: pass\n",
     "vllm/v1/worker/gpu_worker.py": "ran = []\n"
     "def kernel_warmup(worker, *, process_local_only=False): ran.append('its own')\n"
@@ -30,6 +33,11 @@ FILES = {
     "vllm_omni/worker/gpu_ar_model_runner.py": "class GPUARModelRunner:\n"
     "    def _init_talker_mtp(self): self.rows = self.compilation_config.max_cudagraph_capture_size\n"
     "    def _capture_talker_mtp_graphs(self): self.captured = self.compilation_config.cudagraph_capture_sizes\n",
+    "vllm_omni/worker/gpu_model_runner.py": "def stage_prefix_cache_config(*, model_config, **kwargs): return kwargs\n",
+    "vllm_omni/model_executor/models/qwen3_tts/cuda_graph_decoder_wrapper.py": "class CUDAGraphDecoderWrapper:\n"
+    "    extra_capture_shapes = [(1, 99)]\n"
+    "    def warmup(self, device, dtype=None, codec_chunk_frames=0, codec_left_context_frames=0):\n"
+    "        self.told = [device, dtype, codec_chunk_frames, codec_left_context_frames]\n",
     "vllm/engine/arg_utils.py": "from types import SimpleNamespace as N\n"
     "class EngineArgs:\n"
     "    def create_engine_config(self): return N(kernel_config=N(enable_jit_warmup=True))\n",
@@ -86,6 +94,7 @@ def python(packages: Path, *arguments: str, **environ: str) -> subprocess.Comple
         ("parallel,no-locks", {"given": {"parallel_stage_init": True}, "in_stages": "no-locks"}),
         ("warm-up-experts", {"in_stages": "warm-up-experts"}),
         ("share-layers,small-predictor", {"in_stages": "share-layers,small-predictor"}),
+        ("none,crowd-graphs,no-states", {"in_stages": "crowd-graphs,no-states"}),
     ],
 )
 def test_each_switch_does_its_one_thing(packages: Path, switches: str, changed: dict[str, object]) -> None:
@@ -146,7 +155,7 @@ def test_an_engine_process_follows_the_switches(packages: Path) -> None:
         "plain",
         ["its own", *([tokens, how] for tokens in (1, 2, 2, 3, 4))],
         ["its own"],
-        1 + 2 * len(fast_start.EXPERT_TOKENS),
+        1 + 2 * len(fast_stages.EXPERT_TOKENS),
     ]
 
 
@@ -172,3 +181,54 @@ def test_the_predictor_is_made_for_the_users_alone(packages: Path) -> None:
     small = json.loads(python(packages, "-c", PREDICTOR, OMNI_START_IN_STAGES="small-predictor").stdout)
     assert plain == [[512, [1, 8, 16, 64, 512]], [8, [1, 8]], [0, []]]
     assert small == [[16, [1, 8, 16]], [8, [1, 8]], [0, []]]
+
+
+CROWDS = f"""
+import json, runpy
+runpy.run_path({str(fast_start.__file__)!r}, run_name="__mp_main__")
+from vllm.config import config
+from vllm_omni.model_executor.models.qwen3_tts.cuda_graph_decoder_wrapper import CUDAGraphDecoderWrapper
+def captured(users, *frames):
+    config.scheduler_config.max_num_seqs, wrapper = users, CUDAGraphDecoderWrapper()
+    given = dict(zip(("codec_chunk_frames", "codec_left_context_frames"), frames))
+    wrapper.warmup("cuda", dtype="long", **given)
+    assert wrapper.told == ["cuda", "long", *frames, *[0] * (2 - len(frames))]
+    return [shape for shape in wrapper.extra_capture_shapes if tuple(shape) != (1, 99)]
+print(json.dumps([captured(1, 10, 25), captured(5, 10, 25), captured(29, 10, 2), captured(16)]))
+"""
+
+
+def test_code2wav_has_graphs_for_crowds(packages: Path) -> None:
+    plain = json.loads(python(packages, "-c", CROWDS).stdout)
+    one, five, many, unknown = json.loads(python(packages, "-c", CROWDS, OMNI_START_IN_STAGES="crowd-graphs").stdout)
+    assert plain == [[], [], [], []]
+    assert one == unknown == []
+    assert five == [[answers, frames] for answers in (2, 4, 5) for frames in (4, 16, 35)]
+    assert many == [[answers, frames] for answers in (2, 4, 8, 16) for frames in (4, 12)]
+
+
+STATES = f"""
+import json, runpy
+runpy.run_path({str(fast_start.__file__)!r}, run_name="__mp_main__")
+from types import SimpleNamespace as N
+from vllm_omni.worker import gpu_model_runner
+def made(kind): return gpu_model_runner.stage_prefix_cache_config(model_config=N(engine_output_type=kind), blocks=7)
+print(json.dumps([made("text"), made("latent"), made("audio"), made(None)]))
+"""
+
+
+def test_no_states_are_kept_where_only_text_comes_out(packages: Path) -> None:
+    plain = json.loads(python(packages, "-c", STATES).stdout)
+    without = json.loads(python(packages, "-c", STATES, OMNI_START_IN_STAGES="no-states").stdout)
+    assert plain == [{"blocks": 7}] * 4
+    assert without == [None, *[{"blocks": 7}] * 3]
+
+
+@pytest.mark.parametrize("switch", ["crowd-graphs", "no-states"])
+def test_a_switch_that_finds_nothing_to_change_leaves_the_server_be(packages: Path, switch: str) -> None:
+    for name in ("worker/gpu_model_runner.py", "model_executor/models/qwen3_tts/cuda_graph_decoder_wrapper.py"):
+        (packages / "vllm_omni" / name).write_text("moved = True\n")
+    command = f"import runpy; runpy.run_path({str(fast_start.__file__)!r}, run_name='__mp_main__'); print('serves')"
+    told = python(packages, "-c", command, OMNI_START_IN_STAGES=switch)
+    assert told.stdout.strip() == "serves"
+    assert "A switch of the quick start is left out" in told.stderr

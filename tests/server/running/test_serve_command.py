@@ -191,7 +191,7 @@ def test_a_quick_start_runs_the_servers_python_on_our_switches(
         assert argv[:2] == (f"{venv}/bin/python", "-P")
         assert Path(argv[2]).is_file()
         assert argv[3:5] == (
-            "parallel,no-locks,warm-up-experts,share-layers,small-predictor,tokenizer-once,early-inputs,no-sampler-warm-up,no-request-tables",
+            "parallel,no-locks,warm-up-experts,share-layers,small-predictor,crowd-graphs,tokenizer-once,early-inputs,no-sampler-warm-up,no-request-tables",
             "serve",
         )
         assert "Quick start: no-sampler-warm-up (99 s less" in "\n".join(prepared.lines())
