@@ -32,7 +32,7 @@ class Narrator:
         if (state.status, state.message) != (last.status, last.message):
             self._tell(state, f"{state.status}: {state.message}")
         if state.kernels and state.kernels != last.kernels:
-            self._tell(state, f"NVFP4 kernels: {', '.join(state.kernels)}")
+            self._tell(state, f"Kernels: {', '.join(state.kernels)}")
         if state.status == "ready" and last.status != "ready":
             self._write(f"Talk to it: OMNI_ENDPOINT={state.endpoint} python app.py. Its log: {self._log}")
         before = {stage.number: stage for stage in last.stages}

@@ -43,7 +43,9 @@ _PROGRESS = re.compile(r"(?:checkpoint shards|CUDA graphs|JIT kernel warmup).*?\
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 _ROOM = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
 _COMPILED = re.compile(r"Compiling a graph for compile range")
-_KERNEL = re.compile(r"Using '?(\w+?)'? (?:for NVFP4 GEMM|NvFp4 MoE backend)")
+_KERNEL = re.compile(
+    r"(?:Using|Selected) '?(\w+?)'? (?:for (?:\w+ GEMM|CompressedTensors\w+|Auto\w+)|(?:NvFp4|Fp8|Int8) MoE backend)"
+)
 _PHASES: tuple[tuple[str, Phase], ...] = (
     (r"Initializing a V1 LLM engine", "importing"),
     (r"Starting to load model", "loading"),
@@ -99,7 +101,7 @@ class StartupLog:
     clock: Callable[[], float] = time.time
     stages: list[Stage] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
-    """The NVFP4 kernels that the server chose, in its own words."""
+    """For quantized weights, as the server chose them, in its own words."""
     compiled: bool = False
     """Whether it had to compile what an earlier start would have left in the caches: a cold start."""
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))

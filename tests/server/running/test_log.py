@@ -35,6 +35,23 @@ def test_a_warm_start_in_phases_and_seconds_of_the_logs_own_clock() -> None:
     assert thinker.words(0.0).startswith("thinker: ready (19.3 GiB of weights, room for 160,672 tokens, ")
 
 
+FP8 = (  # as vllm 0.30.0 wrote them on an H100
+    "Selected CutlassFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8",
+    "Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN', 'FLASHINFER'].",
+    "Using VLLM_CUTLASS Fp8 MoE backend out of potential backends: ['AITER', 'FLASHINFER_TRTLLM', 'VLLM_CUTLASS'].",
+    "Using MoEPrepareAndFinalizeNoDPEPModular",
+    "Using TRITON Unquantized MoE backend out of potential backends: ['FlashInfer TRTLLM', 'TRITON'].",
+)
+
+
+def test_the_kernels_of_fp8_are_told() -> None:
+    startup = StartupLog()
+    startup.feed("(APIServer pid=13969) INFO 11-24 02:03:29 [OmniEngine] Launching Orchestrator thread with 1 stages")
+    for line in FP8:
+        startup.feed(f"(StageEngineCoreProc_stage0_replica0 pid=14093) INFO 11-24 02:03:54 [fp8.py:438] {line}")
+    assert startup.kernels == ["CutlassFP8ScaledMMLinearKernel", "VLLM_CUTLASS"]
+
+
 @pytest.mark.parametrize(
     ("path", "cold"),
     [
