@@ -51,8 +51,9 @@ def everywhere(node: Any, key: str, value: Any) -> int:
     return found + (key in node)
 
 
-def changed(prepared: Prepared, values: list[str], switches: str) -> Prepared:
-    """The same start with each `key=value` or `stage.key=value` put into the deploy file."""
+def changed(prepared: Prepared, values: list[str], switches: str, without: str = "") -> Prepared:
+    """The same start with each `key=value` or `stage.key=value` put into the deploy file, and with other switches than
+    the plan's, or without some of them."""
     launch = prepared.launch
     text, argv = launch.deploy_yaml, list(launch.argv)
     if values:
@@ -61,10 +62,12 @@ def changed(prepared: Prepared, values: list[str], switches: str) -> Prepared:
             key, _, value = given.partition("=")
             put(deploy, key, yaml.safe_load(value))
         text = yaml.safe_dump(deploy, sort_keys=False)
-    if switches:
-        if unknown := set(switches.split(",")) - set(NAMES):
-            raise SystemExit(f"unknown switches: {', '.join(sorted(unknown))}")
-        argv[argv.index("serve") - 1] = switches
+    place = argv.index("serve") - 1
+    if unknown := {name for name in f"{switches},{without}".split(",") if name} - set(NAMES):
+        raise SystemExit(f"unknown switches: {', '.join(sorted(unknown))}")
+    if switches or without:
+        kept = [name for name in (switches or argv[place]).split(",") if name not in without.split(",")]
+        argv[place] = ",".join(kept) or "none"
     return replace(prepared, launch=replace(launch, deploy_yaml=text, argv=tuple(argv)))
 
 
@@ -74,10 +77,12 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the deploy file")
     parser.add_argument("--switches", default="", help=f"in place of the plan's: {', '.join(NAMES)}")
+    parser.add_argument("--without", default="", help="switches to leave out")
+    parser.add_argument("--no-speech", action="store_true", help="text alone")
     given = parser.parse_args()
     settings = Settings()
-    prepared = prepare.prepare(settings, Order(given.model, Wishes(users=given.users)))
-    prepared = changed(prepared, given.set, given.switches)
+    prepared = prepare.prepare(settings, Order(given.model, Wishes(not given.no_speech, users=given.users)))
+    prepared = changed(prepared, given.set, given.switches, given.without)
     print("\n".join([prepared.launch.deploy_yaml, " ".join(prepared.launch.argv)]), flush=True)
     foreground.serve(settings, prepared)
 

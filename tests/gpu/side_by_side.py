@@ -5,7 +5,8 @@
         --transformers bf16=/models/bf16 --transformers nf4=/models/bf16
 
 Each is started for one user and text alone, measured by `python -m omni_app bench`, and stopped. OUT gets NAME.json of
-each, `table.md`, and what `session.py` leaves. The first named counts as 1 in the column of speed-ups.
+each, `table.md`, and what `session.py` leaves. The first named counts as 1 in the column of speed-ups. `--without
+no-states` starts each of --serve once more without that switch of the quick start.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.gpu import steps
 from tests.gpu.session import LIMITS_S, Session, pack, run
 
 PORT = 7871
+TEXT_ONLY = ("--users=1", "--no-speech")
 
 
 def named(text: str) -> tuple[str, Path]:
@@ -79,10 +81,17 @@ def measure(session: Session, name: str, endpoint: str) -> None:
     session.note(f"bench {name}", facts | ({"summary": summary_of(out).model_dump()} if out.exists() else {}))
 
 
+def serves(given: argparse.Namespace) -> Iterator[tuple[str, Path, list[str]]]:
+    """A name, a model, and what serves it."""
+    for name, model in given.serve:
+        yield name, model, ["omni_app", "serve"]
+        if given.without:
+            yield f"{name}-without-{given.without}", model, ["tests.gpu.serve_variant", f"--without={given.without}"]
+
+
 def play(session: Session) -> None:
-    for name, model in session.given.serve:
-        serve = [sys.executable, "-m", "omni_app", "serve", str(model), "--users=1", "--no-speech"]
-        with session.served(f"serve {name}", serve) as endpoint:
+    for name, model, command in serves(session.given):
+        with session.served(f"serve {name}", [sys.executable, "-m", *command, str(model), *TEXT_ONLY]) as endpoint:
             if endpoint:
                 measure(session, name, endpoint)
     for precision, model in session.given.transformers:
@@ -106,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--transformers", type=named, action="append", default=[], metavar="PRECISION=FOLDER")
+    parser.add_argument("--without", default="", metavar="SWITCHES")
     parser.add_argument("--serve-venv", type=Path, default=steps.ROOT / ".venv-serve")
     parser.add_argument("--transformers-python", type=Path, default=steps.ROOT / ".venv-transformers/bin/python")
     parser.add_argument("--port", type=int, default=8091)

@@ -103,6 +103,7 @@ def test_formats_and_engines_stand_side_by_side(stand_in: Path, tmp_path: Path) 
         sys.executable, "-m", "tests.gpu.side_by_side", f"--serve=nvfp4={model}", f"--serve=none={tmp_path}",
         f"--transformers=nf4={model}", f"--out={tmp_path / 'out'}", f"--serve-venv={stand_in}", f"--port={port}",
         f"--transformers-python={stand_in / 'bin/app'}", "--text-tokens=8", f"--cache-dir={tmp_path / 'cache'}",
+        "--without=no-states",
     ]  # fmt: skip
     path = f"{stand_in}/bin:{os.environ['PATH']}"
     done = subprocess.run(
@@ -110,9 +111,13 @@ def test_formats_and_engines_stand_side_by_side(stand_in: Path, tmp_path: Path) 
     )
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert done.returncode == 1, "one of the models cannot be served"
-    assert [name for name, facts in results.items() if not facts["ok"]] == ["serve none"], done.stdout[-3000:]
+    assert [name for name, facts in results.items() if not facts["ok"]] == [
+        "serve none", "serve none-without-no-states",
+    ], done.stdout[-3000:]  # fmt: skip
     lines = (tmp_path / "out/table.md").read_text().splitlines()[2:]
-    assert [line.split()[1] for line in lines] == ["nvfp4", "transformers-nf4"]
+    assert [line.split()[1] for line in lines] == ["nvfp4", "nvfp4-without-no-states", "transformers-nf4"]
+    told = (tmp_path / "out/work/serve_nvfp4-without-no-states.log").read_text()
+    assert "fast_start.py share-layers,tokenizer-once," in told
     assert lines[0].split("|")[-2].strip() == "1.00 x"
 
 
