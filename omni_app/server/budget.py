@@ -22,6 +22,8 @@ NEW_FRAMES, FRAMES_AGAIN = 10, 25
 """Of a piece of speech after the first: those to be heard, and those before them that are decoded once more."""
 PIECE_TOKENS = (NEW_FRAMES + FRAMES_AGAIN) * 16
 """Of code2wav for such a piece."""
+PIECES_AT_ONCE = 16
+"""Most pieces that code2wav decodes in one step, which its memory was measured with and its CUDA graphs end at."""
 
 KEPT_FREE = GIB
 """Of a card with its own memory, for fragmentation and for what the desktop takes."""
@@ -39,7 +41,7 @@ _THINKER_GRAPHS, _TALKER_GRAPHS = 123 * MIB, 164 * MIB
 _PROMPT_GRAPHS = 72 * MIB  # of thinker and talker each
 _CODE2WAV_GRAPHS = int(4.2 * GIB)
 _CODE2WAV_EAGER = int(1.5 * GIB)  # estimated, not measured
-_CODE2WAV_PER_USER, _CODE2WAV_MOST_USERS = 195 * MIB, 16
+_CODE2WAV_PER_PIECE = 195 * MIB
 _BLOCK_TOKENS = 64  # room for vLLM's blocks of 16 tokens and its spare one
 
 
@@ -128,7 +130,7 @@ def stages(checkpoint: Checkpoint, layout: Layout, effort: Effort, context: int,
         _PROCESS + _TALKER_BUFFERS + _TALKER_GRAPHS + graphs + effort.batched_tokens * _TALKER_PER_TOKEN,
         _context(checkpoint.talker, talker_tokens(context, checkpoint.talker), 1),
     )  # fmt: skip
-    growth = min(users, _CODE2WAV_MOST_USERS) * _CODE2WAV_PER_USER
+    growth = min(users, PIECES_AT_ONCE) * _CODE2WAV_PER_PIECE
     work = _PROCESS + (_CODE2WAV_GRAPHS + growth if effort.code2wav_graphs else _CODE2WAV_EAGER)
     return [thinker, talker, StageMemory(CODE2WAV_STAGE, (layout.audio,), checkpoint.size(CODE2WAV), work, 0)]
 

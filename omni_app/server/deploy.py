@@ -16,6 +16,7 @@ from omni_app.server.budget import (
     FRAMES_AGAIN,
     NEW_FRAMES,
     PIECE_TOKENS,
+    PIECES_AT_ONCE,
     TALKER_FRAMES,
     TALKER_STAGE,
     Effort,
@@ -67,7 +68,7 @@ def tree(
     talker = {**_common(taken[1], users, gpus), **_talker(checkpoint, taken[1], effort, context)}
     if "small-predictor" in switches:
         talker["compilation_config"] = _graphs(users, effort)
-    pieces = min(users, effort.code2wav_tokens // PIECE_TOKENS)
+    pieces = min(users, PIECES_AT_ONCE, effort.code2wav_tokens // PIECE_TOKENS)
     code2wav = {**_common(taken[2], users, gpus), **_slots(users, pieces), **_code2wav(checkpoint, effort)}
     return {
         "async_chunk": Fact(True, "speech starts while the text is still being written"),
@@ -174,10 +175,11 @@ def _talker(checkpoint: Checkpoint, stage: StageMemory, effort: Effort, context:
 def _slots(users: int, pieces: int) -> dict[str, Any]:
     """Nothing where all users' pieces fit into one step. vLLM-Omni gives the last one what is left of the step's
     tokens, so it would be decoded in two parts (core/sched/omni_generation_scheduler.py); a slot is held for one piece
-    only, not for the answer."""
+    only, not for the answer. More than PIECES_AT_ONCE would be decoded without a graph, in memory that nobody planned.
+    """
     if pieces == users:
         return {}
-    return {"max_num_seqs": Fact(pieces, "whole pieces of speech that fit into one step; others wait for the next")}
+    return {"max_num_seqs": Fact(pieces, "whole pieces of speech in one step, for which there is memory; others wait for the next")}
 
 
 def _code2wav(checkpoint: Checkpoint, effort: Effort) -> dict[str, Any]:

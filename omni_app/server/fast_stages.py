@@ -22,7 +22,7 @@ EXPERT_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 
 experts (vllm/model_executor/layers/fused_moe/configs), and where its defaults for other GPUs change. What is compiled
 already, or needs no compiling, takes milliseconds."""
 CROWD = 16
-"""Most answers whose pieces of speech are decoded as one CUDA graph: more were not measured, and cost 0.4 GiB each."""
+"""Most answers whose pieces of speech are decoded as one CUDA graph; the plan lets no more be decoded at once."""
 SHORT_PIECES = (4, 16)
 """Frames of pieces shorter than a whole one, which an answer begins with: others are filled up to one of these."""
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from omni_app.errors import BadRequest, DoesNotFit
-from omni_app.hardware import GIB
-from omni_app.server import budget, fast_start, profile
+from omni_app.hardware import GIB, MIB
+from omni_app.server import budget, fast_stages, fast_start, profile
 from omni_app.server.checkpoint import Checkpoint
 from omni_app.server.profile import Plan, Wishes, plan
 from tests.server.machines import H100, L40S, MACHINES, gpu, machine
@@ -272,12 +272,23 @@ def test_machines_without_a_usable_gpu(checkpoint_of: CheckpointOf) -> None:
     assert "must be 8.0 or newer" in unknown.warnings[0]
 
 
-@pytest.mark.parametrize(("name", "users", "pieces"), [("h100", 16, 16), ("h200", 64, 29), ("48", 8, 7), ("48", 4, 4)])
+@pytest.mark.parametrize(("name", "users", "pieces"), [("h100", 16, 16), ("h200", 24, 16), ("48", 8, 7), ("48", 4, 4)])
 def test_no_piece_of_speech_is_cut_at_the_end_of_a_step(
     checkpoint_of: CheckpointOf, name: str, users: int, pieces: int
 ) -> None:
     found = plan(MACHINES[name], checkpoint_of("nvfp4"), Wishes(users=users))
     assert [stage["max_num_seqs"] for stage in found.deploy["stages"]] == [users, users, pieces]
+
+
+def test_no_more_speech_is_decoded_at_once_than_there_is_memory_for(checkpoint_of: CheckpointOf) -> None:
+    """A CUDA graph takes 12.6 MiB for each frame of the largest; what has none takes as much again beside them."""
+    frames = budget.NEW_FRAMES + budget.FRAMES_AGAIN
+    for users in (2, 12, 16, 24, 64):
+        found = plan(MACHINES["h200"], checkpoint_of("nvfp4"), Wishes(users=users))
+        graphs = fast_stages.crowds(found.deploy["stages"][2]["max_num_seqs"], frames)
+        answers = max(count for count, _ in graphs)
+        assert answers == found.deploy["stages"][2]["max_num_seqs"]
+        assert 0.5 * GIB + answers * frames * 12.6 * MIB < found.stages[2].work
 
 
 def test_the_longest_context(checkpoint_of: CheckpointOf) -> None:
