@@ -179,7 +179,7 @@ def _slots(users: int, pieces: int) -> dict[str, Any]:
     """
     if pieces == users:
         return {}
-    return {"max_num_seqs": Fact(pieces, "whole pieces of speech in one step, for which there is memory; others wait for the next")}
+    return {"max_num_seqs": Fact(pieces, "pieces of speech in one step; there is memory for no more, others wait")}
 
 
 def _code2wav(checkpoint: Checkpoint, effort: Effort) -> dict[str, Any]:
