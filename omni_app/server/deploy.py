@@ -192,6 +192,9 @@ def _code2wav(checkpoint: Checkpoint, effort: Effort) -> dict[str, Any]:
             tokens, f"{tokens // PIECE_TOKENS} pieces of {PIECE_TOKENS} tokens in one step; the bundled 65536 costs GBs"
         ),
         "enforce_eager": Fact(not effort.code2wav_graphs, graphs if effort.code2wav_graphs else eager),
+        "enable_flashinfer_autotune": Fact(
+            False, f"it finds nothing to tune here, and would decode {tokens // 16} frames at once: GBs not planned for"
+        ),
         "enable_prefix_caching": Fact(False, _BUNDLED),
         "enable_chunked_prefill": Fact(False, "a piece of speech is decoded whole"),
         "async_scheduling": Fact(False, _BUNDLED),

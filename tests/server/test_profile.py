@@ -100,6 +100,7 @@ def _voice_holds(kind: str, talker: dict[str, Any], code2wav: dict[str, Any], pi
     assert talker["max_model_len"] == 16384 + 4096
     assert code2wav["max_num_batched_tokens"] == code2wav["max_model_len"] <= 16384
     assert code2wav["max_num_seqs"] * piece_tokens <= code2wav["max_num_batched_tokens"]
+    assert code2wav["enable_flashinfer_autotune"] is False  # else a start decodes all batched tokens at once
     nulled = {"quantization_config": None}
     assert talker.get("hf_overrides") == (None if kind in ("bf16", "nvfp4-talker") else nulled)
     assert code2wav.get("hf_overrides") == (None if kind == "bf16" else nulled)
