@@ -19,7 +19,7 @@ __all__ = ["FLAGS", "Plan", "Wishes", "environment", "plan"]
 FLAGS = ("--omni", "--stage-init-timeout", "1800", "--init-timeout", "3600")
 """The defaults, 300 and 600 s, are too short for a first start, which compiles: 257 to 500 s on an H100."""
 _GRAPH_RESERVE = 2 * GIB  # vLLM-Omni's own figures, engine/stage_admission.py
-_ADMISSION_MARGIN = 2 * GIB
+_ADMISSION_MARGIN = 2 * GIB + GIB // 8  # theirs, and a share of what the driver keeps: they count without that
 _OTHERS_BYTES = 1.5 * GIB
 
 

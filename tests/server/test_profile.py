@@ -116,6 +116,20 @@ def test_the_plan_for_the_measured_machine_is_near_to_what_was_measured(checkpoi
     assert found.parallel_start.value
 
 
+@pytest.mark.parametrize(
+    ("shown", "counted", "kind", "wishes"),
+    [(79.65, 79.18, "nvfp4", Wishes(users=62, context_tokens=4096)), (95.6, 94.97, "nvfp4", Wishes(users=26))],
+)
+def test_stages_start_together_only_where_the_server_admits_it(
+    checkpoint_of: CheckpointOf, shown: float, counted: float, kind: str, wishes: Wishes
+) -> None:
+    """vllm-omni 0.30, engine/stage_admission.py, counts with the total of CUDA, which is less than nvidia-smi's."""
+    card = gpu("as its driver shows it", shown, (9, 0), taken=shown - counted)
+    found = plan(machine(card), checkpoint_of(kind), wishes)
+    needed = sum(stage["gpu_memory_utilization"] * counted for stage in found.deploy["stages"]) + 3 * 2 + 1 + 1
+    assert found.parallel_start.value <= (needed <= counted)
+
+
 GOLDENS = {
     "h100-nvfp4": Wishes(),
     "h100-bf16": Wishes(users=2),
