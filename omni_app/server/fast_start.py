@@ -87,11 +87,13 @@ def make_inputs_early() -> None:
     begun: dict[int, tuple[Future[Any], Any, Any]] = {}
 
     def work(config: Any, made: Future[Any]) -> None:
+        inputs = None
         try:
-            made.set_result(warmed(build(config)))
-        except Exception:  # it is made again where it is waited for, as without this switch
+            inputs = warmed(build(config))
+        except Exception:
             log.exception("What turns requests into prompts could not be made early.")
-            made.set_result(None)
+        finally:  # whatever ended it: without a result it is made where it is waited for, as without this switch
+            made.set_result(inputs)
 
     @contextmanager
     def launch_and_begin(*args: Any, **kwargs: Any) -> Iterator[Any]:

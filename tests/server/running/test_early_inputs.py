@@ -75,7 +75,7 @@ from vllm.renderers.hf import HfRenderer
 built = []
 def build_stage0_input_processor(stage_vllm_config):
     built.append(threading.current_thread().name)
-    if stage_vllm_config.fails and len(built) == 1: raise RuntimeError("no such file")
+    if stage_vllm_config.fails and len(built) == 1: raise stage_vllm_config.fails("no such file")
     return N(renderer=HfRenderer(), vllm_config=stage_vllm_config, model_config=stage_vllm_config.model_config)
 """,
 }
@@ -99,7 +99,7 @@ if "EARLY" in os.environ: switches["early-inputs"]()
 from types import SimpleNamespace as N
 from vllm.renderers import hf
 from vllm_omni.engine import omni_engine_base, stage_runtime
-def start(fails=False, shorter=False, **how):
+def start(fails=None, shorter=False, **how):
     omni_engine_base.built.clear(); hf.did.clear()
     configs = [N(fails=fails, model_config=N(max_model_len=4096)) for _ in range(3)]
     for stage, config in enumerate(configs):
@@ -111,7 +111,8 @@ def start(fails=False, shorter=False, **how):
     inputs = omni_engine_base.build_stage0_input_processor(configs[0])
     assert inputs.vllm_config is configs[0]
     return omni_engine_base.built[-1] if shorter else list(omni_engine_base.built), list(hf.did)
-print(json.dumps([start(), start(fails=True), start(shorter=True)[0], start(num_api_servers=2)]
+print(json.dumps([start(), start(fails=RuntimeError), start(fails=SystemExit), start(shorter=True)[0],
+                  start(num_api_servers=2)]
                  if "ALL" in os.environ else start()))
 """
 
@@ -141,9 +142,9 @@ def test_a_processor_that_is_given_a_tokenizer_loads_and_copies_none(packages: P
 
 
 def test_inputs_are_made_while_the_stages_load(packages: Path) -> None:
-    early, failed, shorter, servers = json.loads(python(packages, INPUTS, EARLY="1", ALL="1").stdout)
+    early, failed, ended, shorter, servers = json.loads(python(packages, INPUTS, EARLY="1", ALL="1").stdout)
     assert early == [["early-inputs"], ["template", "warm-up"]]
-    assert failed == [["early-inputs", "MainThread"], []]
+    assert failed == ended == [["early-inputs", "MainThread"], []]
     assert shorter == "MainThread"
     assert servers == json.loads(python(packages, INPUTS).stdout) == [["MainThread"], []]
 
