@@ -141,6 +141,7 @@ class Supervisor:
             self._publish(status="pausing", message=f"{failure.sentence} {again}", server=None, stages=())
             if await self._stopped_within(pause_s):
                 return None
+            self._require_free_port()
 
     async def _life(self, restarts: int) -> Failure | None:
         log = self.folder.fresh_log()
@@ -225,7 +226,8 @@ class Supervisor:
             child.wait()
 
     def _require_free_port(self) -> None:
-        """Raises EngineUnavailable at once, where the server would only find out minutes later."""
+        """Raises EngineUnavailable at once, where the server would only find out later, and a stranger's health might
+        be taken for its own."""
         family = socket.AF_INET6 if ":" in self.launch.host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -173,6 +173,22 @@ async def test_a_taken_port_is_named_at_once(launch: Launch, folder: ServerFolde
     assert one.states == []
 
 
+async def test_a_port_that_is_taken_while_the_server_is_away_is_named(
+    launch: Launch, folder: ServerFolder, tmp_path: Path
+) -> None:
+    crash, starts = tmp_path / "crash", tmp_path / "starts"
+    script = Script(crash_file=str(crash), starts_file=str(starts))
+    async with watched(scripted(launch, script), folder, replace(HASTE, pauses_s=(1.0,))) as one:
+        await one.until(ready)
+        crash.touch()
+        await one.until(lambda state: state.status == "pausing")
+        with socket.create_server(("127.0.0.1", launch.port)):
+            said = await one.failed()
+    assert said.startswith(f"Port {launch.port}")
+    assert len(starts.read_text().splitlines()) == 1
+    assert (folder.read().status, folder.read().message) == ("failed", said)
+
+
 async def test_an_environment_without_vllm(launch: Launch, folder: ServerFolder) -> None:
     async with watched(replace(launch, argv=("/nowhere/bin/vllm",)), folder) as one:
         assert "/nowhere/bin/vllm cannot be started" in await one.failed()
