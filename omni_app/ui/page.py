@@ -19,6 +19,7 @@ from omni_app.engines.base import EngineStatus
 from omni_app.runner import Runner
 from omni_app.ui import examples
 from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat, Wishes
+from omni_app.ui.confirm import confirmed
 from omni_app.ui.sign_in import Blocks, sign_in_button
 from omni_app.ui.tools import Ask
 
@@ -30,10 +31,7 @@ STATUS = ("header", "timer", "voice_name", "box")
 MEDIA: tuple[Kind, ...] = ("image", "audio", "video")
 DEFAULTS = Wishes()
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))
-CONFIRM_DELETE = """(key) => {
-  if (!confirm('Delete this conversation and its files?')) throw new Error('kept');
-  return [key];
-}"""
+CONFIRM_DELETE = confirmed("'Delete this conversation and its files?'", "key")
 HAND = "(value) => document.querySelector('#voice .voice-bar').dispatchEvent(new CustomEvent('%s', {detail: value}))"
 DRAFT = "() => document.querySelector('#voice .voice-bar').draft"
 TELL = "() => document.querySelector('#voice .voice-bar').dispatchEvent(new Event('%s'))"
@@ -147,10 +145,7 @@ class Page:
         self._on(w["new"].click, chat.fresh)
         self._on(w["query"].change, chat.search, [w["query"]])
         self._on(w["title"].submit, chat.rename, [w["key"], w["title"]])
-        self._on(
-            w["delete"].click, chat.delete, [w["key"]],
-            js=CONFIRM_DELETE,
-        )  # fmt: skip
+        self._on(w["delete"].click, chat.delete, [w["key"]], js=CONFIRM_DELETE)
         w["export"].click(None, [w["key"]], None, js=HAND % "export")
         w["voice"].leave(None, [w["box"]], None, js=HAND % "leave")
         w["voice"].restored(None, None, [w["box"]], js=DRAFT)

@@ -22,6 +22,7 @@ from omni_app.quantizing import Quantizer
 from omni_app.server.control import ServerControl
 from omni_app.server.prepare import Order
 from omni_app.ui import quantize_push
+from omni_app.ui.confirm import confirmed
 from omni_app.ui.operators import Operators
 from omni_app.ui.quantize_job import Snapshot, job_html, line
 from omni_app.ui.quantize_plots import report_html
@@ -31,10 +32,7 @@ LIVE_S, RESTING_S = 1.0, 5.0
 """Seconds between two looks while a job lives, and while none does: another visitor may start one."""
 SHOWN = ("panel", "list", "job", "log", "cancel", "again", "report", "before", "after", "save", "save_json", "card",
          "cards", "serve", "timer", *quantize_push.SHOWN)  # fmt: skip
-CONFIRM_CANCEL = """(password, chosen) => {
-  if (!confirm('Cancel this job? What it has made so far is removed.')) throw new Error('kept');
-  return [password, chosen];
-}"""
+CONFIRM_CANCEL = confirmed("'Cancel this job? What it has made so far is removed.'", "password", "chosen")
 Look = dict[str, dict[str, Any]]
 """What each widget of SHOWN should be, by Gradio's own names."""
 

@@ -14,14 +14,14 @@ from omni_app.errors import BadRequest
 from omni_app.hub_login import Person, person_of
 from omni_app.jobs import Job
 from omni_app.pushing import Push, Pushes, Upload
+from omni_app.ui.confirm import confirmed
 from omni_app.ui.quantize_plots import size
 
 SHOWN = ("share", "repo", "token", "sent", "stop")
-CONFIRM_UPLOAD = """(password, chosen, repo, hidden, token) => {
-  const who = hidden ? 'private, for you alone' : 'PUBLIC, for everybody to see';
-  if (!confirm(`Upload this model to ${repo}, ${who}?`)) throw new Error('kept');
-  return [password, chosen, repo, hidden, token];
-}"""
+CONFIRM_UPLOAD = confirmed(
+    "`Upload this model to ${repo}, ${hidden ? 'private, for you alone' : 'PUBLIC, for everybody to see'}?`",
+    "password", "chosen", "repo", "hidden", "token",
+)  # fmt: skip
 NO_LOGIN = "Uploading takes your own login at the hub: {sign_in}paste a token of yours that may create repositories."
 
 Find = Callable[[str], Job]

@@ -23,15 +23,13 @@ from omni_app.server.profile import Wishes
 from omni_app.server.state import CHANGING, ServerState
 from omni_app.server.telemetry import Reading
 from omni_app.settings import Settings
+from omni_app.ui.confirm import confirmed
 from omni_app.ui.operators import Operators
 
 LOG_LINES = 200
 CHANGING_S, WORKING_S = 1.0, 5.0
 """Seconds between two looks while the server changes, and while it works: a crash must show."""
-CONFIRM_STOP = """(password) => {
-  if (!confirm('Stop the server? Answers that are being made end.')) throw new Error('kept');
-  return [password];
-}"""
+CONFIRM_STOP = confirmed("'Stop the server? Answers that are being made end.'", "password")
 SHOWN = ("engine", "server", "log", "timer", "start", "stop")
 
 

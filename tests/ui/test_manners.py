@@ -186,17 +186,20 @@ def test_an_empty_conversation_is_not_exported_and_the_page_stays(visit: Visit) 
     visitor.problems[:] = [text for text in visitor.problems if "/export/" not in text]
 
 
-def test_clearing_is_confirmed(visit: Visit) -> None:
+@pytest.mark.parametrize("loss", ["Clear", "Delete"])
+def test_a_loss_is_confirmed_and_a_no_leaves_everything_in_sight(visit: Visit, loss: str) -> None:
     visitor = visit()
     answers = iter([False, True])
     visitor.page.on("dialog", lambda dialog: dialog.accept() if next(answers) else dialog.dismiss())
     visitor.ask("keep me")
     finished(visitor)
-    button(visitor, "Clear").click()
+    asked = visitor.page.locator("#chat [data-testid=user]")
+    button(visitor, loss).click()
     visitor.page.wait_for_timeout(500)
-    expect(visitor.page.locator("#chat [data-testid=user]")).to_have_count(1)
-    button(visitor, "Clear").click()
-    expect(visitor.page.locator("#chat [data-testid=user]")).to_have_count(0)
+    expect(asked).to_have_count(1)
+    expect(visitor.page.get_by_text("Error", exact=True)).to_be_hidden()
+    button(visitor, loss).click()
+    expect(asked).to_have_count(0)
 
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
