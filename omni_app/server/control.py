@@ -48,8 +48,8 @@ class ServerControl:
         if self._child is None:
             return state
         ended = self._child.poll()
-        if state.supervisor is not None and state.supervisor.pid == self._child.pid:
-            return state
+        if state.works or (state.supervisor is not None and state.supervisor.pid == self._child.pid):
+            return state  # of the child, or of one that a terminal started since
         if ended is None:
             return ServerState(status="starting", message="Looking at the machine and the model.", began=self._began)
         if ended == -signal.SIGTERM:

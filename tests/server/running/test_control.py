@@ -81,6 +81,19 @@ async def test_what_stops_the_supervisor_early_is_told(
     assert "none.yaml does not exist" in control.state().message
 
 
+async def test_a_server_that_a_terminal_started_is_told_of_after_an_own_one_failed(
+    control: ServerControl, order: Order, tmp_path: Path, launch: Launch, folder: ServerFolder
+) -> None:
+    control.start(replace(order, deploy_config=tmp_path / "none.yaml"))
+    assert control._child is not None
+    control._child.wait(60)
+    async with watched(launch, folder) as one:
+        await one.until(lambda state: state.status == "ready")
+        assert control.state().status == "ready"
+        with pytest.raises(EngineUnavailable, match="ready already"):
+            control.start(order)
+
+
 async def test_stopping_ends_a_server_that_is_starting(
     control: ServerControl, order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
