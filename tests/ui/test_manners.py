@@ -106,12 +106,14 @@ def test_a_double_click_on_talk_opens_one_microphone_and_sending_closes_it(talke
     assert microphones(talker) == 0
 
 
-def test_escape_discards_the_recording(talker: Visitor, app: App) -> None:
+@pytest.mark.parametrize("by", ["Escape", "Discard"])
+def test_a_recording_is_discarded_with_and_without_a_keyboard(talker: Visitor, app: App, by: str) -> None:
     asked = len(app.engine.asked)
     button(talker, "Talk").click()
     expect(status(talker)).to_contain_text("listening", timeout=10_000)
-    talker.page.keyboard.press("Escape")
+    button(talker, by).click() if by == "Discard" else talker.page.keyboard.press(by)
     expect(status(talker)).to_have_text("recording discarded")
+    expect(button(talker, "Discard")).to_be_hidden()
     expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
     assert microphones(talker) == 0
     assert len(app.engine.asked) == asked

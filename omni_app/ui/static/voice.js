@@ -23,7 +23,9 @@ const player = new SpeechPlayer({on: (event) => { if (event === 'broken') mend()
 element.speechPlayer = player;
 
 function refresh() {
-  stopButton.hidden = !(busy || asked || player.speaking || player.pending);
+  stopButton.hidden = !(recorder || busy || asked || player.speaking || player.pending);
+  stopButton.querySelector('span').textContent = recorder ? 'Discard' : 'Stop';
+  stopButton.title = recorder ? 'Discard the recording (Esc)' : 'Stop the answer (Esc)';
   if (recorder) return;
   say(link.down ? 'The server cannot be reached' : stuck ? STUCK : player.speaking ? 'speaking'
     : reloaded && player.pending && player.muted ? MUTED : busy || asked ? 'thinking' : note);
@@ -163,9 +165,10 @@ document.addEventListener('keydown', (event) => {
   wake();
   if (event.key !== 'Escape') return;
   closeCamera();
-  if (recorder) discardTalk(); else stop();
+  stopOrDiscard();
 }, {capture: true});
-stopButton.addEventListener('click', stop);
+const stopOrDiscard = () => { if (recorder) discardTalk(); else stop(); };
+stopButton.addEventListener('click', stopOrDiscard);
 
 const secure = Boolean(navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
 for (const button of [talk, camera]) {
@@ -188,6 +191,7 @@ function listening(level, seconds) {
 async function startTalking() {
   stop();
   recorder = new Recorder({onLevel: listening});
+  refresh();
   talk.setAttribute('aria-pressed', 'true');
   talk.querySelector('span').textContent = 'Send';
   try { await recorder.start(); } catch (error) { endTalking(); blocked('microphone', error); }
