@@ -193,7 +193,7 @@ class Chat:
             "key": conversation.id,
             "chat": self._rendered(conversation, live),
             "voice": voice | {"busy": live is not None, "latest": self._replies.latest(visitor, conversation.id)},
-            "history": self._tabs.listed(request, conversation.id),
+            "history": self._tabs.listed(request),
             "title": gr.update(value=conversation.title, visible=bool(conversation.turns)),
         }
         if live is not None:
@@ -203,7 +203,7 @@ class Chat:
     def rename(self, request: gr.Request, key: str, title: str) -> Update:
         conversation = self._tabs.opened(request, key)
         self._store.rename(conversation, title)
-        return {"history": self._tabs.listed(request, conversation.id)}
+        return {"history": self._tabs.listed(request)}
 
     def search(self, request: gr.Request, query: str) -> Update:
         self._tabs.search(request, query)
@@ -272,7 +272,7 @@ class Chat:
                 "voice": gr.skip()
                 if self._replies.current(conversation.visitor, conversation.id)
                 else _ended(reply, named),
-                "history": self._tabs.listed(request, conversation.id),
+                "history": self._tabs.listed(request),
                 "title": gr.update(value=conversation.title, visible=True),
             }
 

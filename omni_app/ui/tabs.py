@@ -47,11 +47,13 @@ class Tabs:
         self._abilities[_session(request)] = abilities
         return abilities
 
-    def listed(self, request: gr.Request, chosen: str | None = None) -> Any:
-        """The visitor's conversations that this tab's search finds, as an update of the list."""
+    def listed(self, request: gr.Request) -> Any:
+        """The visitor's conversations that this tab's search finds, the one that it shows marked, as an update of the
+        list."""
         found = self._store.all(visitor_of(request), self._queries.get(_session(request), ""))
         choices = [(conversation.title, conversation.id) for conversation in found]
-        return gr.update(choices=choices, value=chosen if any(key == chosen for _, key in choices) else None)
+        shown = next((one.id for one in found if self.shows(request, one)), None)
+        return gr.update(choices=choices, value=shown)
 
     def closed(self, request: gr.Request) -> str | None:
         """Forget a tab; returns whose it was."""

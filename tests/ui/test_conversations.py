@@ -110,6 +110,18 @@ def test_conversations_are_listed_searched_renamed_switched_and_deleted(visit: V
     expect(history).to_have_text(["about pears"])
 
 
+def test_a_search_leaves_the_open_conversation_marked(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("about plums")
+    finished(visitor)
+    marked = visitor.page.locator("#history label.selected")
+    expect(marked).to_have_text("about plums")
+    visitor.page.get_by_placeholder("Search").fill("no such fruit")
+    expect(visitor.page.locator("#history label")).to_have_count(0)
+    visitor.page.get_by_placeholder("Search").fill("")
+    expect(marked).to_have_text("about plums")
+
+
 def test_switching_away_lets_the_answer_finish_unseen(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("slow answer goes on")
