@@ -201,7 +201,10 @@ class Chat:
                 yield update
 
     def rename(self, request: gr.Request, key: str, title: str) -> Update:
-        conversation = self._tabs.opened(request, key)
+        """Who leaves the field by opening another conversation names the one before, and goes on to the other."""
+        conversation = self._store.get(visitor_of(request), key)
+        if conversation is None or title.strip() == conversation.title:
+            return {}
         self._store.rename(conversation, title)
         return {"history": self._tabs.listed(request)}
 

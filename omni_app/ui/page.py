@@ -144,7 +144,8 @@ class Page:
         self._on(w["chat"].like, chat.like, [w["key"]])
         self._on(w["new"].click, chat.fresh)
         self._on(w["query"].change, chat.search, [w["query"]])
-        self._on(w["title"].submit, chat.rename, [w["key"], w["title"]])
+        for named in (w["title"].submit, w["title"].blur):
+            self._on(named, chat.rename, [w["key"], w["title"]])
         self._on(w["delete"].click, chat.delete, [w["key"]], js=CONFIRM_DELETE)
         w["export"].click(None, [w["key"]], None, js=HAND % "export")
         w["voice"].leave(None, [w["box"]], None, js=HAND % "leave")

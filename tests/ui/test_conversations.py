@@ -122,6 +122,24 @@ def test_a_search_leaves_the_open_conversation_marked(visit: Visit) -> None:
     expect(marked).to_have_text("about plums")
 
 
+def test_a_title_is_taken_when_its_field_is_left_for_another_conversation(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("about apples")
+    finished(visitor)
+    press(visitor, "New conversation")
+    visitor.ask("about pears")
+    finished(visitor)
+    history = visitor.page.locator("#history label")
+    visitor.page.locator("#title").get_by_role("textbox").fill("Fruit")
+    history.filter(has_text="about apples").click()
+    expect(history).to_have_text(["Fruit", "about apples"])
+    expect(bot(visitor).first).to_have_text("echo: about apples")
+    expect(visitor.page.locator("#history label.selected")).to_have_text("about apples")
+    visitor.ask("and plums")
+    finished(visitor, 2)
+    expect(history).to_have_text(["about apples", "Fruit"])
+
+
 def test_switching_away_lets_the_answer_finish_unseen(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("slow answer goes on")
