@@ -132,7 +132,8 @@ class Chat:
             turn = conversation.turns.pop()  # its files stay: the box is about to show them
             self._store.save(conversation)
         files = [str(path) for path in turn.files() if path.exists()]
-        return {"chat": self._rendered(conversation), "box": {"text": turn.text, "files": files}, "voice": SILENCE}
+        box = {"text": turn.text, "files": files}
+        return {"chat": self._rendered(conversation), "box": box, "voice": SILENCE} | self._named(request, conversation)
 
     async def halt(self, request: gr.Request, key: str) -> None:
         await self._dialogues.stop(self._tabs.opened(request, key))
@@ -141,7 +142,7 @@ class Chat:
         conversation = self._tabs.opened(request, key)
         async with self._dialogues.alone(conversation):
             self._dialogues.change(conversation, list.clear)
-        return {"chat": [], "voice": SILENCE, "history": self._tabs.listed(request)}
+        return {"chat": [], "voice": SILENCE} | self._named(request, conversation)
 
     async def like(self, request: gr.Request, event: gr.LikeData, key: str) -> None:
         conversation = self._tabs.opened(request, key)
@@ -161,13 +162,7 @@ class Chat:
         conversation = self._store.new(visitor_of(request))
         self._tabs.show(request, conversation)
         self._tabs.knows(request, self._dialogues.abilities)
-        return {
-            "key": conversation.id,
-            "chat": [],
-            "voice": SILENCE,
-            "history": self._tabs.listed(request),
-            "title": gr.update(value="", visible=False),
-        }
+        return {"key": conversation.id, "chat": [], "voice": SILENCE} | self._named(request, conversation)
 
     async def open(self, request: gr.Request, key: str) -> Updates:
         """Show a conversation, and go on showing the answer that is being made in it."""
@@ -193,9 +188,7 @@ class Chat:
             "key": conversation.id,
             "chat": self._rendered(conversation, live),
             "voice": voice | {"busy": live is not None, "latest": self._replies.latest(visitor, conversation.id)},
-            "history": self._tabs.listed(request),
-            "title": gr.update(value=conversation.title, visible=bool(conversation.turns)),
-        }
+        } | self._named(request, conversation)
         if live is not None:
             async for update in self._follow(conversation, live, request, named=False):
                 yield update
@@ -275,9 +268,7 @@ class Chat:
                 "voice": gr.skip()
                 if self._replies.current(conversation.visitor, conversation.id)
                 else _ended(reply, named),
-                "history": self._tabs.listed(request),
-                "title": gr.update(value=conversation.title, visible=True),
-            }
+            } | self._named(request, conversation)
 
     async def _ingest(self, files: Sequence[Path], conversation: Conversation) -> list[Part]:
         check_count(len(files), self._limits)
@@ -297,6 +288,11 @@ class Chat:
         if not 0 <= index < len(conversation.turns) or conversation.turns[index].role != "user":
             raise BadRequest("This message is no longer in the conversation. Please reload the page.")
         return conversation.turns[index]
+
+    def _named(self, request: gr.Request, conversation: Conversation) -> Update:
+        """The list and the title of the one that is open: without a message it has no place in either."""
+        title = gr.update(value=conversation.title, visible=bool(conversation.turns))
+        return {"history": self._tabs.listed(request), "title": title}
 
     def _rendered(self, conversation: Conversation, live: LiveReply | None = None) -> Any:
         messages = render.conversation(conversation.turns, live)

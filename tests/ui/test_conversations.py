@@ -85,6 +85,20 @@ def test_undo_brings_the_message_back_into_the_box(visit: Visit, picture: Path) 
     expect(bot(visitor)).to_have_count(0)
 
 
+@pytest.mark.parametrize("emptied", ["Clear", "Undo"])
+def test_an_emptied_conversation_has_no_title_and_is_not_listed(visit: Visit, emptied: str) -> None:
+    visitor = visit()
+    visitor.page.on("dialog", lambda dialog: dialog.accept())
+    visitor.ask("only this")
+    finished(visitor)
+    title = visitor.page.locator("#title").get_by_role("textbox")
+    expect(title).to_have_value("only this")
+    press(visitor, emptied)
+    expect(user(visitor)).to_have_count(0)
+    expect(visitor.page.locator("#history label")).to_have_count(0)
+    expect(title).to_be_hidden()
+
+
 def test_conversations_are_listed_searched_renamed_switched_and_deleted(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("about apples")
