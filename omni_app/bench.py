@@ -11,6 +11,8 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import httpx
+
 from omni_app import vllm_bench
 from omni_app.conversation import AudioDelta, Message, ReplyOptions
 from omni_app.engines.base import Engine
@@ -20,7 +22,7 @@ from omni_app.meter import ReplyFigures, ReplyMeter
 from omni_app.scrape import Counts, ServerFigures, between, scrape
 from omni_app.server import gpu_memory
 from omni_app.server.state import ServerFolder, ServerState
-from omni_app.settings import Settings
+from omni_app.settings import LOOPBACK, Settings
 from omni_app.versus import Summary
 from omni_app.vllm_bench import Errand
 
@@ -171,7 +173,13 @@ def _starts(state: ServerState) -> dict[str, float]:
 def _state_of(settings: Settings) -> ServerState:
     """What is known of the server behind the endpoint: something only when it was started from this data folder."""
     state = ServerFolder(settings.data_dir).read()
-    return state if state.endpoint == settings.endpoint else ServerState()
+    return state if state.endpoint and _place(state.endpoint) == _place(settings.endpoint) else ServerState()
+
+
+def _place(endpoint: str) -> tuple[str, int | None]:
+    """What host and port it names, whichever name of this machine it uses."""
+    url = httpx.URL(endpoint)
+    return (LOOPBACK[0] if url.host in LOOPBACK else url.host), url.port
 
 
 async def _row(engine: Engine, load: Load, users: int, report: Callable[[str], None]) -> Row:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omni_app.errors import EngineUnavailable
+from omni_app.settings import LOOPBACK
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -31,7 +32,7 @@ class Certificate:
 
     def explanation(self, port: int) -> str:
         """What to do with it, for the person who started the app."""
-        reached = "\n".join(f"  https://{_bracketed(name)}:{port}" for name in self.names if name not in LOCAL)
+        reached = "\n".join(f"  https://{_bracketed(name)}:{port}" for name in self.names if name not in LOOPBACK)
         return (
             "HTTPS with a certificate made on this machine, so that microphone and camera work from other devices at\n"
             f"{reached}\n"
@@ -40,9 +41,6 @@ class Certificate:
             "and go on only if they are the same: then you talk to this machine and nobody in between can listen. To\n"
             f"have no warning, install {self.certificate} as a trusted certificate on that device."
         )
-
-
-LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def ensure(folder: Path, names: Sequence[str] | None = None) -> Certificate:
@@ -64,7 +62,7 @@ def ensure(folder: Path, names: Sequence[str] | None = None) -> Certificate:
 def own_names() -> tuple[str, ...]:
     """What this machine is called, by itself and on its local network."""
     host = socket.gethostname()
-    names = [*LOCAL, host, *([] if "." in host else [f"{host}.local"]), *_addresses(host)]
+    names = [*LOOPBACK, host, *([] if "." in host else [f"{host}.local"]), *_addresses(host)]
     return tuple(dict.fromkeys(names))
 
 

@@ -16,10 +16,9 @@ from omni_app.hardware import GIB, Gpu, Machine
 from omni_app.server import checkpoint, kernels, prepare, profile
 from omni_app.server.profile import Wishes
 from omni_app.server.state import ServerState
-from omni_app.settings import Settings
+from omni_app.settings import LOOPBACK, Settings
 
 Level = Literal["ok", "warn", "fail"]
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DRIVER_FOR_CUDA_13 = 580
 """PyTorch 2.13, which vLLM 0.30 comes with, is built for CUDA 13.0."""
 _PROJECT = Path(__file__).parent.parent

@@ -9,6 +9,9 @@ import platformdirs
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts that only this machine reaches."""
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OMNI_", cli_kebab_case=True, cli_implicit_flags=True, extra="ignore")

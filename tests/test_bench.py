@@ -81,13 +81,17 @@ async def test_failed_answers_are_counted_and_named(endpoint: str) -> None:
     assert "The engine stopped in the middle of its answer." in bench.table(report).splitlines()[-1]
 
 
-async def test_a_server_of_this_data_folder_tells_how_long_it_took_to_start(endpoint: str, tmp_path: Path) -> None:
-    state = ServerState(status="stopped", endpoint=endpoint, cold_start_s=378.0, warm_start_s=120.0)
+@pytest.mark.parametrize(("started", "told"), [("{}", True), ("{}/", True), ("http://localhost:1", False), ("", False)])
+async def test_a_server_of_this_data_folder_tells_how_long_it_took_to_start(
+    endpoint: str, tmp_path: Path, started: str, told: bool
+) -> None:
+    there = started.format(endpoint.replace("127.0.0.1", "localhost"))
+    state = ServerState(status="stopped", endpoint=there, cold_start_s=378.0, warm_start_s=120.0)
     ServerFolder(tmp_path).write(state)
     report = await bench.measure(
         Settings(endpoint=endpoint, data_dir=tmp_path), Load((1,), 1), report=lambda line: None
     )
-    assert "Start to ready: 378 s cold, 120 s warm." in bench.table(report)
+    assert ("Start to ready: 378 s cold, 120 s warm." in bench.table(report)) is told
     assert report.server is None
 
 

@@ -14,9 +14,8 @@ from omni_app.server import checkpoint, profile
 from omni_app.server.profile import FLAGS, Plan, Wishes, environment
 from omni_app.server.state import ServerFolder
 from omni_app.server.supervisor import Launch
-from omni_app.settings import Settings
+from omni_app.settings import LOOPBACK, Settings
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MEDIA = "visitors"
 """The folder of the data in which visitors' media lie (`ui.store.VISITORS`)."""
 _FAST_START = Path(__file__).with_name("fast_start.py")

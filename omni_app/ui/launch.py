@@ -24,7 +24,7 @@ from omni_app.media import Limits
 from omni_app.runner import Runner
 from omni_app.server import autostart
 from omni_app.server.control import ServerControl, with_own_server
-from omni_app.settings import Settings
+from omni_app.settings import LOOPBACK, Settings
 from omni_app.turnstile import Turnstile
 from omni_app.ui import export, speech
 from omni_app.ui.chat import Chat
@@ -42,7 +42,6 @@ from omni_app.ui.visitor import VisitorMiddleware
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_EVENTS_AT_ONCE = 120
 MOST_SESSIONS = 512
 """Open pages and calls of the tool that Gradio remembers; it holds 0.2 MB for each, and ten thousand if left alone."""

@@ -9,9 +9,8 @@ import os
 import gradio as gr
 
 from omni_app.errors import BadRequest
-from omni_app.settings import Settings
+from omni_app.settings import LOOPBACK, Settings
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FORWARDED = ("x-forwarded-for", "x-forwarded-host", "forwarded", "cf-connecting-ip")
 WRONG_PASSWORD_S = 1.0
 

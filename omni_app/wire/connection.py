@@ -12,12 +12,11 @@ import httpx
 
 from omni_app.conversation import Event
 from omni_app.errors import EngineFailed, EngineUnavailable, OmniError
-from omni_app.settings import Settings
+from omni_app.settings import LOOPBACK, Settings
 from omni_app.wire.decode import ReplyDecoder, decode_body
 from omni_app.wire.faults import error_from
 
 CONNECT_S = 10.0
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
 
