@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omni_app import hardware
 from omni_app.server import gpu_memory, process
 from omni_app.server.state import ServerFolder, ServerState
 from tests.gpu import steps
@@ -34,6 +35,7 @@ Json = dict[str, Any]
 LIMITS_S = {"speak": 60, "media": 120, "turns": 90, "voices": 60, "page": 180, "stop": 60, "users": 180}
 SOAK_MORE_S = 60
 STOP_S = 60.0
+LOOK_S = 1.0
 SPARE_S = 30.0
 """Kept of the budget for stopping and packing."""
 
@@ -83,27 +85,31 @@ class Session:
         with log.open("wb") as output:
             child = subprocess.Popen(command, cwd=steps.ROOT, env=environ, stdout=output, stderr=output)
         try:
-            state = self._until_ready(child)
+            state, peak_gib = self._until_ready(child)
             said = state.message or (log.read_text().splitlines() or [""])[-1]
-            told = {"state": state.model_dump(), "memory_gib": gpu_memory.by_stage(state)}
+            memory = {"memory_gib": gpu_memory.by_stage(state), "peak_gib_while_starting": peak_gib}
+            told = {"state": state.model_dump(), **memory}
             ready = state.status == "ready"
             self.note(called, {"ok": ready, "seconds": time.monotonic() - began, "why": said, **told})
             yield state.endpoint if ready else ""
         finally:
             self._stop(called, child)
 
-    def _until_ready(self, child: subprocess.Popen[bytes]) -> ServerState:
+    def _until_ready(self, child: subprocess.Popen[bytes]) -> tuple[ServerState, float | None]:
+        """The state that it came to, and the most GiB in use on all GPUs, looked at once a second."""
         folder = ServerFolder(self.work / "data")
-        state, told = ServerState(), ""
+        state, told, looked, peak_gib = ServerState(), "", 0.0, gpu_gib()
         while child.poll() is None and self.left_s > 0 and state.status != "ready":
             time.sleep(0.2)
+            if time.monotonic() > looked + LOOK_S and (now_gib := gpu_gib()) is not None:
+                looked, peak_gib = time.monotonic(), max(peak_gib or 0.0, now_gib)
             state = folder.read()
             if state.supervisor is None or state.supervisor.pid != child.pid:
                 state = ServerState()  # of a server before this one
             if (words := "; ".join(line.strip() for line in state.lines())[:200]) != told and self.given.verbose:
                 print(words, flush=True)
             told = words
-        return state
+        return state, peak_gib
 
     def _stop(self, called: str, child: subprocess.Popen[bytes]) -> None:
         server, began = ServerFolder(self.work / "data").read().server, time.monotonic()
@@ -116,6 +122,12 @@ class Session:
         left = process.members(server) if server else []
         facts = {"ok": not left, "seconds": time.monotonic() - began, "left": left, "status": child.returncode}
         self.note(f"stop of {called}", facts)
+
+
+def gpu_gib() -> float | None:
+    """In use on all GPUs by whatever runs there."""
+    gpus = hardware.detect().gpus
+    return sum(gpu.memory_total.value - gpu.memory_free.value for gpu in gpus) / hardware.GIB if gpus else None
 
 
 def run(command: list[str], log: Path, limit_s: float) -> str:

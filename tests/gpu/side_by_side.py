@@ -21,10 +21,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omni_app import hardware
 from omni_app.versus import Summary, summary_of, table
 from tests.gpu import steps
-from tests.gpu.session import LIMITS_S, Session, pack, run
+from tests.gpu.session import LIMITS_S, Session, gpu_gib, pack, run
 
 PORT = 7871
 TEXT_ONLY = ("--users=1", "--no-speech")
@@ -58,12 +57,6 @@ def in_process(session: Session, called: str, precision: str, model: Path) -> It
     finally:
         app.terminate()
         app.wait(60)
-
-
-def gpu_gib() -> float | None:
-    """In use on all GPUs by whatever runs there."""
-    gpus = hardware.detect().gpus
-    return sum(gpu.memory_total.value - gpu.memory_free.value for gpu in gpus) / hardware.GIB if gpus else None
 
 
 def measure(session: Session, name: str, endpoint: str) -> None:

@@ -78,6 +78,7 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert {name: facts.get("why") for name, facts in results.items() if not facts["ok"]} == {}, done.stdout[-3000:]
     assert done.returncode == 0
+    assert results["serve"]["peak_gib_while_starting"] == pytest.approx((81559 - 80994) / 1024)
     steps = ["serve", "speak", "media", "turns", "voices", "page", "stop", "users", "soak", "stop of serve"]
     variants = [f"{what} {one}" for one in ("codec_chunk_frames=10", "switches=parallel,no-locks", SIZES)
                 for what in ("serve", "users", "stop of serve")]  # fmt: skip
