@@ -64,7 +64,9 @@ def tree(
             "qwen3_omni_moe_thinker_only", "no speech was asked for, so talker and code2wav are not loaded"
         )
         return {"pipeline": text_only, "stages": [thinker]}
-    thinker["enable_prefix_caching"] = Fact(False, "the talker needs the thinker's states of the whole prompt")
+    thinker["enable_prefix_caching"] = Fact(
+        False, "the talker needs the thinker's states of the whole prompt, and caching those too costs 2 ms a token"
+    )
     talker = {**_common(taken[1], users, gpus), **_talker(checkpoint, taken[1], effort, context)}
     if "small-predictor" in switches:
         talker["compilation_config"] = _graphs(users, effort)

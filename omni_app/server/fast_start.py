@@ -10,8 +10,8 @@ parallel             start the stages that share a GPU at the same time (the eng
 no-locks             with parallel: let the stages profile and compile at the same time as well. By default each stage
                      waits until no other stage loads or captures graphs, although a fixed kv_cache_memory_bytes
                      makes its memory measurement needless.
-no-sampler-warm-up   do not compile the Triton top-k/top-p sampling kernels before serving (kernel_config's
-                     enable_jit_warmup). The first request that samples compiles the few variants it needs instead.
+no-sampler-warm-up   do not compile the Triton kernels of vLLM's own list before serving, top-k/top-p sampling above all
+                     (kernel_config's enable_jit_warmup). The first request compiles the few variants it needs instead.
 warm-up-experts      compile the Triton kernels of a stage's experts before serving, beside the other stages' compiling.
                      By default the first prompt of each new range of lengths waits a second for them.
 share-layers         compile layers that are the same once. PyTorch 2.13 takes each launch of a Triton kernel for
