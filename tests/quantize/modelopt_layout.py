@@ -1,9 +1,10 @@
-"""Rewrite a BF16 model as ModelOpt would export it: `python modelopt_layout.py SOURCE OUT ALGORITHM [FAULT]`.
+"""Rewrite a BF16 model as ModelOpt would export it: `python modelopt_layout.py SOURCE OUT KIND ...`.
 
 Layout and arithmetic as published in NVIDIA/Model-Optimizer (docs/source/deployment/3_unified_hf.rst; NVFP4QTensor:
 weight_scale_2 = amax / (6 * 448), one for layers that engines fuse; weight_scale = amax of 16 / 6 / weight_scale_2 in
-E4M3; codes in E2M1, the even column in the low nibble), and as vLLM 0.30 loads it. ALGORITHM is NVFP4, NVFP4-talker
-(which also packs the talker's decoder), W4A16_NVFP4 or FP8. FAULT: nan, nested, no-lm-head.
+E4M3; codes in E2M1, the even column in the low nibble), and as vLLM 0.30 loads it. Each KIND becomes a folder OUT/KIND:
+NVFP4, NVFP4-talker (which also packs the talker's decoder), W4A16_NVFP4 or FP8; +nan, +nested or +no-lm-head behind it
+plants that fault.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def described(config: dict[str, object], out: Path, algorithm: str, fault: str) 
     (out / "config.json").write_text(json.dumps(config))
 
 
-def main(source: Path, out: Path, algorithm: str, fault: str = "") -> None:
+def export(source: Path, out: Path, algorithm: str, fault: str) -> None:
     out.mkdir(parents=True)
     for file in source.iterdir():
         if file.suffix != ".safetensors" and "index" not in file.name:
@@ -106,4 +107,6 @@ def main(source: Path, out: Path, algorithm: str, fault: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    for kind in sys.argv[3:]:
+        named, _, planted = kind.partition("+")
+        export(Path(sys.argv[1]), Path(sys.argv[2]) / kind, named, planted)

@@ -78,11 +78,10 @@ def test_a_quantized_checkpoint_is_inspected_verified_and_converted(
 
 @pytest.mark.quantize
 def test_modelopts_checkpoint_becomes_one_to_serve(browser: Browser, tiny_omni: Path, tmp_path: Path) -> None:
-    export = tmp_path / "export"
-    in_environment("modelopt_layout.py", tiny_omni, export, "NVFP4")
+    in_environment("modelopt_layout.py", tiny_omni, tmp_path, "NVFP4")
     with visited(browser, Settings(data_dir=tmp_path / "data", port=0)) as visitors:
         page = visitors.page()
-        look(page, export)
+        look(page, tmp_path / "NVFP4")
         expect(page.locator("#inspected")).to_contain_text("vLLM-Omni 0.30 can load it as it is")
         press(page, "Convert for vLLM-Omni")
         expect(state(page).locator(".chip")).to_have_text("done", timeout=JOB_MS)
@@ -90,7 +89,7 @@ def test_modelopts_checkpoint_becomes_one_to_serve(browser: Browser, tiny_omni: 
         expect(page.locator("#serve-this")).to_be_visible()
         press(page, "Model card ▼")
         expect(page.locator("#card")).to_contain_text("the same packed weights under other names")
-    assert (tmp_path / "data/models/export-compressed-tensors/README.md").is_file()
+    assert (tmp_path / "data/models/NVFP4-compressed-tensors/README.md").is_file()
 
 
 def test_a_model_on_a_hub_is_looked_at_without_fetching_it(
