@@ -71,7 +71,7 @@ class Page:
         with gr.Sidebar(label="Conversations", width=300):
             add["new"] = gr.Button("New conversation", variant="primary", elem_id="new")
             add["query"] = gr.Textbox(
-                placeholder="Search", label="Search conversations", show_label=False, container=False
+                placeholder="Search", label="Search conversations", show_label=False, container=False, elem_id="query"
             )
             add["history"] = gr.Radio([], label="Conversations", elem_id="history", show_label=False, container=False)
             add["title"] = gr.Textbox(

@@ -132,6 +132,8 @@ def test_a_search_leaves_the_open_conversation_marked(visit: Visit) -> None:
     expect(marked).to_have_text("about plums")
     visitor.page.get_by_placeholder("Search").fill("no such fruit")
     expect(visitor.page.locator("#history label")).to_have_count(0)
+    said = "getComputedStyle(document.querySelector('#history > .wrap:empty'), '::after').content"
+    assert visitor.page.evaluate(said) == '"Nothing found"'
     visitor.page.get_by_placeholder("Search").fill("")
     expect(marked).to_have_text("about plums")
 
