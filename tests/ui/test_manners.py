@@ -204,6 +204,24 @@ def test_a_loss_is_confirmed_and_a_no_leaves_everything_in_sight(visit: Visit, l
     expect(asked).to_have_count(0)
 
 
+def test_a_recording_fits_a_small_phone_and_is_readable(visit: Visit) -> None:
+    visitor = visit(**PHONE | {"viewport": {"width": 320, "height": 640}})
+    button(visitor, "Talk").click()
+    expect(status(visitor)).to_contain_text("listening", timeout=10_000)
+    shown(visitor, ["#voice [data-part=talk]", "#voice [data-part=stop]", "footer"])
+    assert min(visitor.page.evaluate(CONTRAST, "#voice [data-part=talk][aria-pressed=true] :is(span, path)")) > 4.5
+    assert visitor.page.locator("#chat").bounding_box()["width"] > 0.9 * 320
+    expect(visitor.page.locator("footer .divider:visible")).to_have_count(0)
+
+
+def test_what_the_machine_has_is_readable_on_a_phone(visit: Visit, app: App) -> None:
+    page = visit(**PHONE).page
+    page.goto(app.url + "system")
+    values = page.locator("#facts td:first-of-type")
+    expect(values.filter(has_text="cores")).to_be_visible()
+    assert min(value.bounding_box()["width"] for value in values.all()) > 150
+
+
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_everything_is_on_the_screen_with_an_attachment_and_the_camera_too(
     visit: Visit, picture: Path, screen: dict[str, Any]
