@@ -1,4 +1,4 @@
-"""Plant one fault at a time in a sound NVFP4 checkpoint and verify it: `python plant_faults.py QUANTIZED SOURCE`.
+"""Plant one fault at a time in a sound NVFP4A16 checkpoint and verify it: `python plant_faults.py SOURCE OUT`.
 
 Prints for each fault the names of the checks that failed.
 """
@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantize import stream, verify
+from quantize import folder as folders
+from quantize import plan, stream, verify
+from quantize.checkpoint import read_source
+from quantize.schemes import Recipe
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "thinker.model.layers.0.mlp.experts.1.up_proj"
@@ -108,18 +111,27 @@ def plain_ignore(quantized: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def quantized(source: Path, out: Path) -> Path:
+    """As a job writes it, before it verifies and measures."""
+    made = plan.make(read_source(source), Recipe("NVFP4A16"))
+    growing, scheme = folders.begin(source, out), stream.scheme_for(made)
+    folders.complete(made, growing, scheme, stream.write(made, growing, scheme))
+    folders.publish(out)
+    return out
+
+
 def failed(folder: Path, source: Path) -> list[str]:
     return [check.name for check in verify.verify(folder, source).checks if not check.passed]
 
 
-def main(quantized: Path, source: Path) -> None:
-    found = {}
+def main(source: Path, out: Path) -> None:
+    sound, found = quantized(source, out), {}
     for plant in FAULTS:
         with tempfile.TemporaryDirectory() as folder:
-            with_fault(quantized, Path(folder), plant)
+            with_fault(sound, Path(folder), plant)
             found[plant.__name__] = failed(Path(folder), source)
     with tempfile.TemporaryDirectory() as folder:
-        plain_ignore(quantized, Path(folder))
+        plain_ignore(sound, Path(folder))
         found["plain_ignore"] = failed(Path(folder), source)
     print(json.dumps(found))
 
