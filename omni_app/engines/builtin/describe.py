@@ -55,13 +55,18 @@ def _text(sight: Sight, where: str) -> str:
     read = ", ".join(line.text for line in sight.lines[:_MOST_LINES])
     left = len(sight.lines) - _MOST_LINES
     more = f" And {left} more lines." if left > 0 else ""
-    return f"The text I can read in {where}: “{read}”.{more}"
+    return f"The text I can read in {where}: {_quoted(read)}{more}"
 
 
 def _sound(transcript: str | None) -> str:
     if transcript is None:
         return "It has no sound."
-    return f"In its sound I hear: “{transcript}”." if transcript else "I hear no words in its sound."
+    return f"In its sound I hear: {_quoted(transcript)}" if transcript else "I hear no words in its sound."
+
+
+def _quoted(words: str) -> str:
+    """The end of a sentence, which has its full stop once."""
+    return f"“{words}”" if words.endswith((".", "!", "?", "…")) else f"“{words}”."
 
 
 def _seconds(seconds: float) -> str:

@@ -53,7 +53,8 @@ def test_the_limits_name_who_can() -> None:
 
 
 @pytest.mark.parametrize(
-    ("transcript", "said"), [(None, "no sound"), ("", "no words"), ("Hello there.", "“Hello there.”")]
+    ("transcript", "said"),
+    [(None, "no sound"), ("", "no words"), ("Hello there.", "“Hello there.” I"), ("Hello there", "“Hello there”. I")],
 )
 def test_a_clip_tells_of_its_sound(transcript: str | None, said: str) -> None:
     assert said in describe_clip(NOTHING, 61.2, transcript)
