@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,29 @@ def wire(app: App) -> Iterator[Line]:
         yield made
 
 
+@contextlib.contextmanager
+def visitors(browser: Any, url: str, count: int) -> Iterator[list[Visitor]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(Visitor(browser, url))) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def in_mid_answer(browser: Any, wire: Line, count: int) -> Iterator[list[Visitor]]:
+    with visitors(browser, wire.url, count) as opened:
+        for visitor in opened:
+            begin_a_story(visitor)
+        yield opened
+
+
 @pytest.fixture
 def visitor(browser: Any, wire: Line) -> Iterator[Visitor]:
-    """In the middle of a long answer."""
-    opened = Visitor(browser, wire.url)
-    opened.ask(STORY)
-    expect(steps.bot(opened).first).to_contain_text("story")
-    yield opened
-    opened.close()
+    with in_mid_answer(browser, wire, 1) as [opened]:
+        yield opened
+
+
+def begin_a_story(visitor: Visitor) -> None:
+    visitor.ask(STORY)
+    expect(steps.bot(visitor).first).to_contain_text("story")
 
 
 def heard(visitor: Visitor) -> float:
@@ -71,6 +87,17 @@ def whole_heard(visitor: Visitor, length: float, before: float = 0.0) -> None:
     assert before + heard(visitor) == pytest.approx(length, abs=1.0)  # each of its words rounds up to 10 ms
 
 
+def attached(visitor: Visitor) -> Any:
+    return visitor.page.locator("#box .thumbnail-item")
+
+
+def unless_a_look(route: Any) -> None:
+    if route.request.method == "HEAD":
+        route.abort()
+    else:
+        route.continue_()
+
+
 def whole_again(visitor: Visitor) -> None:
     expect(steps.user(visitor)).to_have_text([STORY])
     expect(steps.bot(visitor).first).to_contain_text(TOLD, timeout=40_000)
@@ -78,18 +105,21 @@ def whole_again(visitor: Visitor) -> None:
     expect(steps.bot(visitor).filter(has_text="echo: are you back")).to_be_visible()
 
 
-def lose_sight(visitor: Visitor, wire: Line) -> None:
+def lose_sight(wire: Line, *visitors: Visitor) -> None:
     wire.cut()
-    expect(steps.status(visitor)).to_have_text(AWAY)
-    visitor.page.evaluate("window.before = true")
+    for visitor in visitors:
+        expect(steps.status(visitor)).to_have_text(AWAY)
+        visitor.page.evaluate("window.before = true")
 
 
-def renewed(visitor: Visitor, wire: Line) -> float:
-    """Mends the network, and waits for the new page; returns the seconds of sound that the old one has played."""
-    visitor.page.evaluate(KEEP_PEAKS)
+def renewed(wire: Line, *visitors: Visitor) -> list[float]:
+    """Mends the network, and waits for the new pages; returns the seconds of sound that the old ones have played."""
+    for visitor in visitors:
+        visitor.page.evaluate(KEEP_PEAKS)
     wire.mend()
-    visitor.page.wait_for_function("!window.before")  # since Gradio's streams are dead
-    return seconds(visitor.page.evaluate("JSON.parse(sessionStorage.getItem('peaks'))"))
+    for visitor in visitors:
+        visitor.page.wait_for_function("!window.before")  # since Gradio's streams are dead
+    return [seconds(visitor.page.evaluate("JSON.parse(sessionStorage.getItem('peaks'))")) for visitor in visitors]
 
 
 def test_a_browser_that_is_offline_is_told_and_goes_on_when_it_is_back(visitor: Visitor) -> None:
@@ -101,57 +131,46 @@ def test_a_browser_that_is_offline_is_told_and_goes_on_when_it_is_back(visitor: 
     whole_again(visitor)
 
 
-def test_a_network_that_goes_without_a_word_is_told_and_the_page_comes_back_with_what_was_being_written(
-    visitor: Visitor, wire: Line
+def test_a_network_that_goes_without_a_word_is_told_and_the_new_page_goes_on_with_all_that_was_written_and_said(
+    browser: Any, app: App, wire: Line
 ) -> None:
-    visitor.box.fill("half a thought")
-    lose_sight(visitor, wire)
-    before = renewed(visitor, wire)
-    expect(visitor.box).to_have_value("half a thought")
-    whole_heard(visitor, STORY_SECONDS, before)
-    whole_again(visitor)
+    with visitors(browser, wire.url, 3) as everybody:
+        told_nothing, told_in_time, listening = everybody
+        told_nothing.page.route("**/gradio_api/queue/data*", lambda route: None)
+        told_nothing.ask(FAST_STORY)
+        steps.until(told_nothing, lambda: app.engine.working == 1)
+        told_in_time.ask(FAST_STORY)
+        expect(steps.status(told_in_time)).to_have_text("speaking")
+        begin_a_story(listening)
+        listening.box.fill("half a thought")
+        lose_sight(wire, *everybody)
+        told_nothing.page.unroute("**/gradio_api/queue/data*")
+        *before, _ = renewed(wire, *reversed(everybody))
+        expect(listening.box).to_have_value("half a thought")
+        steps.finished(told_in_time)
+        whole_heard(listening, STORY_SECONDS, before[0])
+        whole_heard(told_in_time, FAST_SECONDS, before[1])
+        whole_heard(told_nothing, FAST_SECONDS)
+        whole_again(listening)
 
 
-def test_what_was_said_while_the_network_was_away_is_heard_by_itself(browser: Any, wire: Line) -> None:
-    with contextlib.closing(Visitor(browser, wire.url)) as visitor:
-        visitor.ask(FAST_STORY)
-        expect(steps.status(visitor)).to_have_text("speaking")
-        lose_sight(visitor, wire)
-        before = renewed(visitor, wire)
-        steps.finished(visitor)
-        whole_heard(visitor, FAST_SECONDS, before)
-
-
-@pytest.mark.parametrize("unwanted", ["this answer", "any speech"])
-def test_the_new_page_speaks_to_nobody_who_has_pressed_stop_or_switched_speech_off(
-    visitor: Visitor, wire: Line, unwanted: str
-) -> None:
-    expect(steps.status(visitor)).to_have_text("speaking")
-    visitor.page.get_by_role("button", name="Settings").first.click()
-    lose_sight(visitor, wire)
-    if unwanted == "this answer":
-        steps.press(visitor, "Stop")
-    else:
-        visitor.page.get_by_label("Speak answers").uncheck()
-    renewed(visitor, wire)
-    steps.finished(visitor, seconds=40)
-    visitor.ask("one two three four")
-    steps.finished(visitor, 2)
-    steps.silent(visitor)
-    assert heard(visitor) == pytest.approx(
-        1.0, abs=0.3
-    )  # the next answer alone; a setting is not kept without a network
-
-
-def test_an_answer_of_which_nothing_had_come_is_heard_from_its_beginning(browser: Any, app: App, wire: Line) -> None:
-    with contextlib.closing(Visitor(browser, wire.url)) as visitor:
-        visitor.page.route("**/gradio_api/queue/data*", lambda route: None)
-        visitor.ask(FAST_STORY)
-        steps.until(visitor, lambda: app.engine.working == 1)
-        lose_sight(visitor, wire)
-        visitor.page.unroute("**/gradio_api/queue/data*")
-        renewed(visitor, wire)
-        whole_heard(visitor, FAST_SECONDS)
+def test_the_new_page_speaks_to_nobody_who_has_pressed_stop_or_switched_speech_off(browser: Any, wire: Line) -> None:
+    with in_mid_answer(browser, wire, 2) as both:
+        stopping, muting = both
+        for visitor in both:
+            expect(steps.status(visitor)).to_have_text("speaking")
+            visitor.page.get_by_role("button", name="Settings").first.click()
+        lose_sight(wire, *both)
+        steps.press(stopping, "Stop")
+        muting.page.get_by_label("Speak answers").uncheck()
+        renewed(wire, *both)
+        for visitor in both:
+            steps.finished(visitor, seconds=40)
+            visitor.ask("one two three four")
+            steps.finished(visitor, 2)
+            steps.silent(visitor)
+            # the next answer alone; a setting is not kept without a network
+            assert heard(visitor) == pytest.approx(1.0, abs=0.3)
 
 
 def test_speech_whose_connection_breaks_goes_on_by_another(browser: Any, app: App) -> None:
@@ -173,7 +192,7 @@ def test_speech_whose_connection_breaks_goes_on_by_another(browser: Any, app: Ap
 
 
 def test_no_recording_is_lost_when_the_network_is_back(visitor: Visitor, wire: Line) -> None:
-    lose_sight(visitor, wire)
+    lose_sight(wire, visitor)
     steps.press(visitor, "Talk")
     expect(steps.status(visitor)).to_contain_text("listening")
     wire.mend()
@@ -182,63 +201,59 @@ def test_no_recording_is_lost_when_the_network_is_back(visitor: Visitor, wire: L
     expect(visitor.page.locator("[aria-pressed=true]")).to_have_count(1)
 
 
-@pytest.mark.parametrize("gone", [False, True])
-def test_the_new_page_has_what_was_attached_and_tells_of_what_the_server_has_lost(
-    visitor: Visitor, wire: Line, picture: Path, recording: Path, gone: bool
+def test_the_new_page_has_what_was_attached_and_tells_of_what_the_server_has_lost_or_does_not_tell_of(
+    browser: Any, wire: Line, picture: Path, recording: Path, tmp_path: Path
 ) -> None:
-    visitor.page.set_input_files("#box input[type=file]", [picture, recording])
-    attached = visitor.page.locator("#box .thumbnail-item")
-    expect(attached).to_have_count(2)
-    visitor.box.fill("what are these")
-    lose_sight(visitor, wire)
-    for copy in Path(os.environ["GRADIO_TEMP_DIR"]).glob(f"*/{picture.name}") if gone else ():
-        copy.unlink()
-    wire.mend()
-    visitor.page.wait_for_function("!window.before")
-    expect(attached).to_have_count(1 if gone else 2)
-    expect(visitor.box).to_have_value("what are these")
-    if gone:
-        expect(steps.status(visitor)).to_have_text(LOST)
-    visitor.box.press("Enter")
-    answer = "[audio]" if gone else "[image] [audio]"
-    expect(steps.bot(visitor).filter(has_text=f"echo: what are these {answer}")).to_be_visible()
+    lost = Path(shutil.copy(picture, tmp_path / "lost.png"))
+    with in_mid_answer(browser, wire, 3) as everybody:
+        keeping, losing, untold = everybody
+        for visitor, files in zip(everybody, ([picture, recording], [lost, recording], [picture]), strict=True):
+            visitor.page.set_input_files("#box input[type=file]", files)
+            expect(attached(visitor)).to_have_count(len(files))
+            visitor.box.fill("what are these")
+        untold.page.route("**/gradio_api/file=**", unless_a_look)
+        lose_sight(wire, *everybody)
+        for copy in Path(os.environ["GRADIO_TEMP_DIR"]).glob(f"*/{lost.name}"):
+            copy.unlink()
+        wire.mend()
+        for visitor in everybody:
+            visitor.page.wait_for_function("!window.before")
+        for visitor, left in zip(everybody, (2, 1, 0), strict=True):
+            expect(attached(visitor)).to_have_count(left)
+            expect(visitor.box).to_have_value("what are these")
+        for visitor in (losing, untold):
+            expect(steps.status(visitor)).to_have_text(LOST)
+        for visitor, media in ((keeping, "[image] [audio]"), (losing, "[audio]")):
+            visitor.box.press("Enter")
+            expect(steps.bot(visitor).filter(has_text=f"echo: what are these {media}")).to_be_visible()
 
 
-def test_what_is_written_comes_over_where_nobody_tells_of_the_files(
-    visitor: Visitor, wire: Line, picture: Path
-) -> None:
-    visitor.page.set_input_files("#box input[type=file]", picture)
-    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
-    visitor.box.fill("half a thought")
-    visitor.page.route(
-        "**/gradio_api/file=**", lambda route: route.abort() if route.request.method == "HEAD" else route.continue_()
-    )
-    lose_sight(visitor, wire)
-    wire.mend()
-    visitor.page.wait_for_function("!window.before")
-    expect(visitor.box).to_have_value("half a thought")
-    expect(steps.status(visitor)).to_have_text(LOST)
-
-
-@pytest.mark.parametrize("missed", [1, 2])
-def test_a_slow_server_does_not_take_the_page_away_in_mid_answer(visitor: Visitor, missed: int) -> None:
+def answered_slowly(visitor: Visitor, missed: int) -> list[Any]:
+    """The first looks at the server are never answered; returns all that the page takes."""
     looks: list[Any] = []
 
     def slowly(route: Any) -> None:
         looks.append(route)
-        if len(looks) > missed:  # the others are never answered
+        if len(looks) > missed:
             route.continue_()
 
     visitor.page.route("**/gradio_api/app_id", slowly)
-    if missed == 1:
-        visitor.page.route("**/gradio_api/queue/join*", lambda route: None)  # what the page then asks has to wait
-    visitor.page.evaluate("window.before = true")
-    visitor.box.fill("half a thought")
-    expect(steps.bot(visitor).first).to_contain_text(TOLD, timeout=40_000)
-    steps.until(visitor, lambda: len(looks) > missed)
-    expect(steps.status(visitor)).to_have_text("")
-    assert visitor.page.evaluate("window.before")
-    expect(visitor.box).to_have_value("half a thought")
+    return looks
+
+
+def test_a_slow_server_does_not_take_the_page_away_in_mid_answer(browser: Any, wire: Line) -> None:
+    with in_mid_answer(browser, wire, 2) as [once, twice]:
+        missed = ((once, 1, answered_slowly(once, 1)), (twice, 2, answered_slowly(twice, 2)))
+        once.page.route("**/gradio_api/queue/join*", lambda route: None)  # what the page then asks has to wait
+        for visitor, _, _ in missed:
+            visitor.page.evaluate("window.before = true")
+            visitor.box.fill("half a thought")
+        for visitor, count, looks in missed:
+            expect(steps.bot(visitor).first).to_contain_text(TOLD, timeout=40_000)
+            steps.until(visitor, lambda looks=looks, count=count: len(looks) > count)
+            expect(steps.status(visitor)).to_have_text("")
+            assert visitor.page.evaluate("window.before")
+            expect(visitor.box).to_have_value("half a thought")
 
 
 def miss(visitor: Visitor, missed: set[int]) -> None:
@@ -260,25 +275,28 @@ def miss(visitor: Visitor, missed: set[int]) -> None:
     visitor.page.route("**/gradio_api/voice/*", anew)
 
 
-@pytest.mark.parametrize("arrived", ["all of it", "its beginning"])
 def test_speech_is_heard_to_its_end_over_a_short_dropout_and_does_not_hide_that_the_page_is_stuck(
-    browser: Any, app: App, wire: Line, monkeypatch: pytest.MonkeyPatch, arrived: str
+    browser: Any, app: App, wire: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app.engine, "word_seconds", 0.1)  # half as long as a word is spoken
-    with contextlib.closing(Visitor(browser, wire.url)) as visitor:
-        if arrived == "all of it":
-            whole = {"body": tone(SPOKEN_SECONDS), "headers": {"X-Sample-Rate": str(RATE)}}
-            visitor.page.route("**/gradio_api/voice/*", lambda route: route.fulfill(**whole))
-        visitor.ask(SPOKEN)
-        expect(steps.status(visitor)).to_have_text("speaking")
-        miss(visitor, {1})
+    with visitors(browser, wire.url, 2) as both:
+        whole = {"body": tone(SPOKEN_SECONDS), "headers": {"X-Sample-Rate": str(RATE)}}
+        having_all = both[0]
+        having_all.page.route("**/gradio_api/voice/*", lambda route: route.fulfill(**whole))
+        for visitor in both:
+            visitor.ask(SPOKEN)
+        for visitor in both:
+            expect(steps.status(visitor)).to_have_text("speaking")
+            miss(visitor, {1})
         wire.cut()
         wire.mend()
-        assert app.engine.working == 1
-        expect(steps.status(visitor)).to_have_text(STUCK)
-        visitor.page.wait_for_function(f"!{PLAYER}.speaking", timeout=PATIENCE_MS)
-        expect(steps.status(visitor)).to_have_text(STUCK)
-        assert heard(visitor) == pytest.approx(SPOKEN_SECONDS, abs=0.5)
+        assert app.engine.working == 2
+        for visitor in both:
+            expect(steps.status(visitor)).to_have_text(STUCK)
+        for visitor in both:
+            visitor.page.wait_for_function(f"!{PLAYER}.speaking", timeout=PATIENCE_MS)
+            expect(steps.status(visitor)).to_have_text(STUCK)
+            assert heard(visitor) == pytest.approx(SPOKEN_SECONDS, abs=0.5)
 
 
 def test_looks_that_fail_again_and_again_neither_silence_an_answer_nor_call_a_living_page_stuck(
