@@ -20,6 +20,7 @@ from omni_app.runner import Runner
 from omni_app.ui import examples
 from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat, Wishes
 from omni_app.ui.confirm import confirmed
+from omni_app.ui.render import sentence
 from omni_app.ui.sign_in import Blocks, sign_in_button
 from omni_app.ui.tools import Ask
 
@@ -177,8 +178,8 @@ class Page:
     def _header(self) -> str:
         status = self._runner.status()
         state = "ready" if status.ready else "waiting"
-        model, why = html.escape(status.model), html.escape(status.why)
-        because = html.escape(self._runner.chosen_because)
+        model, why = html.escape(status.model), sentence(status.why)
+        because = sentence(self._runner.chosen_because)
         name = html.escape(status.name)
         chip = f'<span class="engine {state}"><b>{name}</b> {model}</span>'
         return f'<div class="header" data-lacks="{_lacks(status)}"><h1>Omni</h1>{chip}<p>{because} {why}</p></div>'

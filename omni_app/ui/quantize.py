@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
 import re
@@ -29,6 +28,7 @@ from omni_app.ui.operators import Operators
 from omni_app.ui.quantize_jobs import JobsPanel
 from omni_app.ui.quantize_packed import PackedPanel
 from omni_app.ui.quantize_plots import estimate_html, size
+from omni_app.ui.render import sentence
 from omni_app.ui.sign_in import sign_in_button
 from omni_app.ui.system import alert
 
@@ -294,8 +294,7 @@ def _read(folder: Path, changed: int) -> checkpoint.Checkpoint:
 
 
 def _quiet(told: str) -> str:
-    words = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(told[:1].upper() + told[1:]))
-    return f'<p class="quiet">{words}</p>'
+    return f'<p class="quiet">{sentence(told[:1].upper() + told[1:])}</p>'
 
 
 def _head(possible: bool) -> str:

@@ -18,6 +18,11 @@ _CODE = re.compile(
 _TAG = re.compile(r"(\\*)<(?=[A-Za-z/!?])")
 
 
+def sentence(text: str) -> str:
+    """HTML of a sentence of ours, which has its commands between backticks."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
+
+
 def shown(text: str) -> str:
     """Markdown in which HTML is text to be read: `<b>` appears as `<b>`, and `\\<b>` as `\\<b>`."""
     return _outside_code(text, lambda found: found[1] * 2 + r"\<")

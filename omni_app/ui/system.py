@@ -25,6 +25,7 @@ from omni_app.server.telemetry import Reading
 from omni_app.settings import Settings
 from omni_app.ui.confirm import confirmed
 from omni_app.ui.operators import Operators
+from omni_app.ui.render import sentence
 
 LOG_LINES = 200
 CHANGING_S, WORKING_S = 1.0, 5.0
@@ -128,7 +129,7 @@ class SystemPage:
             words += " The server below is ready, but OMNI_ENGINE or OMNI_ENDPOINT keeps the app from it."
         ready = "ready" if status.ready else "waiting"
         chip = f'<span class="engine {ready}"><b>{html.escape(status.name)}</b> {html.escape(status.model)}</span>'
-        return f'<div class="header"><h2>Engine</h2>{chip}<p>{html.escape(words)}</p></div>'
+        return f'<div class="header"><h2>Engine</h2>{chip}<p>{sentence(words)}</p></div>'
 
     def _moves_to(self, state: ServerState) -> bool:
         found, because = with_own_server(self._settings)
@@ -214,11 +215,11 @@ def readings_html(readings: list[Reading]) -> str:
 def findings_html(findings: list[Finding]) -> str:
     rows = (
         f'<tr class="{one.level}"><th scope="row">{html.escape(one.name)}</th><td>{html.escape(one.value)}</td>'
-        f"<td>{html.escape(one.reason)}</td></tr>"
+        f"<td>{sentence(one.reason)}</td></tr>"
         for one in findings
     )
     return f'<h2>This machine</h2><table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
 def alert(error: OmniError) -> str:
-    return f'<p role="alert">{html.escape(str(error))}</p>'
+    return f'<p role="alert">{sentence(str(error))}</p>'

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from omni_app.conversation import Part
+from omni_app.doctor import Finding
 from omni_app.ui import render
 from omni_app.ui.store import Turn
+from omni_app.ui.system import findings_html
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,11 @@ def test_likes_are_one_per_answer() -> None:
         Turn("assistant", "d", liked=False),
     ]
     assert render.likes(turns) == ["Like", None, "Dislike"]
+
+
+def test_a_sentence_shows_its_commands_as_code_and_nothing_as_html() -> None:
+    assert render.sentence("<b>: run `make serve <x>`.") == "&lt;b&gt;: run <code>make serve &lt;x&gt;</code>."
+
+
+def test_every_reason_of_the_machine_is_such_a_sentence() -> None:
+    assert "<code>make serve</code> builds it" in findings_html([Finding("packages", "none", "`make serve` builds it")])
