@@ -11,7 +11,7 @@ WORKERS ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run serve models test test-all lint bench pins clean quantize-env test-quantize transformers-env run-transformers test-transformers space audit
+.PHONY: run serve models test test-all pytest chromium lint bench pins clean quantize-env test-quantize transformers-env run-transformers test-transformers space audit
 
 run: models
 	@$(BIN)/python app.py $(ARGS)
@@ -23,19 +23,23 @@ serve: $(VENV)/app.done $(SERVE_VENV)/serve.done
 models: $(VENV)/app.done
 	@$(BIN)/python -m omni_app.engines.builtin.assets
 
-test: $(VENV)/dev.done models lint
-	@sh tests/ui/ensure_chromium.sh
+test: lint pytest
+
+# The linters work on one processor while pip fills the other environments on the second.
+test-all:
+	@$(MAKE) --jobs=2 lint quantize-env models chromium transformers-env
+	@$(MAKE) pytest
+
+pytest: $(VENV)/dev.done models chromium
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-all:
-	@$(MAKE) --jobs=2 quantize-env transformers-env $(VENV)/dev.done
-	@$(MAKE) test
+chromium:
+	@sh tests/ui/ensure_chromium.sh
 
 lint: $(VENV)/dev.done
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/dev.done models
-	@sh tests/ui/ensure_chromium.sh
+bench: $(VENV)/dev.done models chromium
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 $(VENV)/python.done:
