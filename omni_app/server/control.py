@@ -56,9 +56,9 @@ class ServerControl:
             return ServerState(status="stopped", message="The server was stopped before it had begun.")
         return ServerState(status="failed", message=self._last_words()) if ended else state
 
-    def prepare(self, order: Order) -> Prepared:
+    def prepare(self, order: Order, only_plan: bool = False) -> Prepared:
         """The plan, without starting anything. Reads the model's headers: seconds. Raises what `prepare` raises."""
-        return prepare.prepare(self._settings, order)
+        return prepare.prepare(self._settings, order, only_plan)
 
     def make_room(self) -> None:
         """Before a plan that shall be started: end what a supervisor that died left. Not for an event loop. Raises

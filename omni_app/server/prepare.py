@@ -62,15 +62,16 @@ class Prepared:
 def prepare(settings: Settings, order: Order, only_plan: bool = False) -> Prepared:
     """Raises BadRequest and EngineUnavailable for what would otherwise fail minutes later.
 
-    For a plan alone the server's environment may be missing.
+    For a plan alone the server's environment may be missing. It is asked for last, because it takes gigabytes and
+    minutes, which a wrong folder or a GPU that is too small makes needless.
     """
     _check_arguments(order.vllm_args)
     vllm = settings.serve_venv.expanduser().absolute() / "bin" / "vllm"
+    model = absolute(order.model)
+    plan = None if order.deploy_config else _plan(model, order.wishes)
     lacks = "" if vllm.is_file() else _not_installed(vllm)
     if lacks and not only_plan:
         raise EngineUnavailable(lacks)
-    model = absolute(order.model)
-    plan = None if order.deploy_config else _plan(model, order.wishes)
     deploy = _existing(order.deploy_config) if order.deploy_config else _deploy_file(settings)
     media = _media(settings)
     argv = (

@@ -148,7 +148,7 @@ class SystemPage:
         self, password: str, model: str, speech: bool, users: float | None, context: float | None, request: gr.Request
     ) -> list[Any]:
         def preview() -> list[Any]:
-            return self._planned(_order(model, speech, users, context))
+            return self._planned(_order(model, speech, users, context), only_plan=True)
 
         return await self._try(password, request, preview)
 
@@ -179,9 +179,11 @@ class SystemPage:
         except OmniError as error:
             return [alert(error), gr.skip()]
 
-    def _planned(self, order: Order) -> list[Any]:
-        plan = self._control.prepare(order).plan
-        table = html.escape("\n".join([*plan.table(), *plan.warnings])) if plan else ""
+    def _planned(self, order: Order, only_plan: bool = False) -> list[Any]:
+        prepared = self._control.prepare(order, only_plan)
+        plan = prepared.plan
+        lines = [*plan.table(), *plan.warnings, prepared.lacks] if plan else []
+        table = html.escape("\n".join(lines).rstrip())
         return [f'<pre class="plan">{table}</pre>', gr.Code(plan.text if plan else "", visible=plan is not None)]
 
 
@@ -200,7 +202,7 @@ def server_html(state: ServerState, now: float, memory: dict[str, float]) -> str
         held = f" · {memory[stage.name]:.1f} GiB of GPU memory" if stage.name in memory else ""
         rows.append(f'<li class="{stage.phase}">{line.strip()}{held}</li>')
     where = f"<p>{html.escape(state.model)} · {html.escape(state.endpoint)}</p>" if state.works and state.model else ""
-    told = head if state.status != "none" else html.escape(state.message) or "No server was started from this folder."
+    told = head if state.status != "none" else html.escape(state.message) or "No server has been started here."
     return f'<div class="server" role="status"><h2>Server</h2><p>{told}</p>{where}<ul>{"".join(rows)}</ul></div>'
 
 

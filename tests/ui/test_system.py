@@ -146,6 +146,20 @@ def test_what_cannot_work_is_said_in_a_sentence(
 
 
 @pytest.mark.browser
+def test_a_plan_is_shown_before_the_servers_environment_is_built(
+    browser: Browser, settings: Settings, model: Path, tmp_path: Path
+) -> None:
+    with opened(browser, settings.model_copy(update={"serve_venv": tmp_path / "none"})) as page:
+        page.get_by_label("Folder of the model").fill(str(model))
+        press(page, "Show the plan")
+        expect(page.locator("#answer")).to_contain_text(
+            re.compile("thinker.*vLLM is not installed", re.DOTALL), timeout=START_MS
+        )
+        press(page, "Start")
+        expect(page.get_by_role("alert")).to_contain_text("Build that environment with make serve")
+
+
+@pytest.mark.browser
 def test_the_operators_password_is_asked_for(browser: Browser, settings: Settings, model: Path) -> None:
     with opened(browser, settings.model_copy(update={"operator": gr_secret("sesame")})) as page:
         page.get_by_label("Folder of the model").fill(str(model))

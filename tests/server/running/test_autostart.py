@@ -65,6 +65,8 @@ async def test_a_gpu_that_fits_serves_it_and_the_app_can_move_there(
         (SMALL, {}, "cannot be served here"),
         (H100, {"serve_model": "/nowhere"}, "cannot be served here: /nowhere"),
         (H100, {"serve_venv": Path("/nowhere")}, "vLLM is not installed in /nowhere"),
+        (H100, {"serve_venv": Path("/nowhere"), "serve_model": "/nowhere"}, "cannot be served here: /nowhere"),
+        (SMALL, {"serve_venv": Path("/nowhere")}, "compute capability 7.5"),
         (H100, {"serve_model": ""}, None),
         (H100, {"endpoint": "http://elsewhere:8091"}, None),
         (H100, {"engine": "builtin"}, None),

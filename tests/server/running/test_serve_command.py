@@ -142,10 +142,13 @@ def test_arguments_that_cannot_be_read(
     assert says in capsys.readouterr().err
 
 
-def test_preparing_without_an_environment_or_a_file(tmp_path: Path, venv: Path) -> None:
+@pytest.mark.usefixtures("h100")
+def test_preparing_without_an_environment_or_a_file(
+    tmp_path: Path, venv: Path, folder_of: Callable[[str], Path]
+) -> None:
     settings = Settings(serve_venv=tmp_path / "none")
     with pytest.raises(EngineUnavailable, match="make serve"):
-        prepare.prepare(settings, Order(tmp_path))
+        prepare.prepare(settings, Order(folder_of("nvfp4")))
     with pytest.raises(BadRequest, match="deploy-config"):
         prepare.prepare(Settings(serve_venv=venv), Order(tmp_path, deploy_config=tmp_path / "none.yaml"))
 
