@@ -16,6 +16,11 @@ METER = Path(__file__).with_name("meter.js")
 AUDIBLE = 0.01
 """Peak amplitude, of 1.0, above which a 10 ms window counts as sound."""
 WINDOW_SECONDS = 0.01
+TAKEN_OVER = """() => {
+  const told = (path) => performance.getEntriesByType('resource').filter(({name}) => name.includes(path)).length;
+  return told('/run/predict') > 1 && told('/queue/data') > 0;
+}"""
+"""The page has been answered what it asks when it opens: its settings and the engine's state, and the conversation."""
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream",
@@ -74,8 +79,17 @@ class Visitor:
         self.page.on("console", lambda line: self.problems.extend([_told(line)] if line.type == "error" else []))
         self.page.set_default_timeout(15_000)
         self.page.goto(url)
+        self.wait_for_gradio()
+
+    def reload(self) -> None:
+        """Not in mid-answer: the page would listen on."""
+        self.page.reload()
+        self.wait_for_gradio()
+
+    def wait_for_gradio(self) -> None:
+        """Until the page has its settings and its conversation. What is typed or chosen before, Gradio may forget."""
+        self.page.wait_for_function(TAKEN_OVER)
         self.box.wait_for()
-        self.page.wait_for_timeout(600)  # Gradio hydrates after first paint and forgets what was typed before
 
     @property
     def box(self) -> Any:

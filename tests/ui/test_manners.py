@@ -84,9 +84,7 @@ def talker(visit: Visit) -> Visitor:
     """A visitor whose open microphones and cameras can be counted."""
     visitor = visit()
     visitor.page.add_init_script(KEEP_TRACKS)
-    visitor.page.reload()
-    visitor.box.wait_for()
-    visitor.page.wait_for_timeout(600)
+    visitor.reload()
     return visitor
 
 
@@ -290,7 +288,7 @@ def test_the_page_says_that_the_server_is_away_and_recovers(browser: Any, tmp_pa
         expect(button(visitor, "Stop")).to_be_hidden()
         visitor.page.wait_for_function("!window.before")  # Gradio loads the page anew
         expect(visitor.page.locator("#chat [data-testid=user]")).to_have_text(["slow long story"], timeout=20_000)
-        visitor.page.wait_for_timeout(600)
+        visitor.wait_for_gradio()
         visitor.ask("are you back")
         answer = visitor.page.locator("#chat [data-testid=bot]").filter(has_text="echo: are you back")
         expect(answer).to_be_visible(timeout=20_000)

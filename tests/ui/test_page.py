@@ -82,9 +82,7 @@ def test_text_only_switch_keeps_the_engine_quiet_and_is_remembered(visit: Visit,
     visitor.page.get_by_role("button", name="Settings").first.click()
     visitor.page.get_by_label("Speak answers").uncheck()
     visitor.page.wait_for_timeout(500)
-    visitor.page.reload()
-    visitor.box.wait_for()
-    visitor.page.wait_for_timeout(1000)
+    visitor.reload()
     sent = visitor.ask("in silence")
     finished(visitor)
     assert visitor.sound(after=sent) is None
@@ -233,9 +231,7 @@ def test_where_there_is_no_audio_worklet_speech_is_scheduled_instead(visit: Visi
     visitor.page.add_init_script(
         "Object.defineProperty(BaseAudioContext.prototype, 'audioWorklet', {get: () => undefined});"
     )
-    visitor.page.reload()
-    visitor.box.wait_for()
-    visitor.page.wait_for_timeout(600)
+    visitor.reload()
     visitor.ask("one two three four")
     expect(status(visitor)).to_have_text("speaking", timeout=10_000)
     finished(visitor)
