@@ -57,6 +57,12 @@ def found(drive: Drive, model: Path) -> Any:
     return drive("replies", model)
 
 
+@pytest.fixture(scope="module")
+def steps(drive: Drive, model: Path) -> Any:
+    """What steps found that share a process; transformers' own quantizing comes before ours."""
+    return drive("several", model, "upstream", "quantization:nf4", "quantization:fp4", "clip_patches", "silent")
+
+
 def published() -> Iterator[tuple[str, list[int]]]:
     """The published model's parameters, its experts packed."""
     for pattern, shape in model_folder.SHAPES.items():
@@ -133,17 +139,17 @@ def test_a_model_that_is_not_there(asked: str, why: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.transformers
-def test_transformers_own_bitsandbytes_leaves_the_experts_alone(drive: Drive, model: Path) -> None:
+def test_transformers_own_bitsandbytes_leaves_the_experts_alone(steps: Any) -> None:
     """Why there is a quantizer of ours: when this fails, look whether transformers has learned it."""
-    parts = drive("upstream", model)
+    parts = steps["upstream"]
     assert "experts" not in parts
     assert {"attention", "towers", "talker", "code2wav"} <= set(parts)
 
 
 @pytest.mark.transformers
 @pytest.mark.parametrize("precision", ["nf4", "fp4"])
-def test_four_bits(drive: Drive, model: Path, precision: str) -> None:
-    made = drive("quantization", model, precision)
+def test_four_bits(steps: Any, precision: str) -> None:
+    made = steps[f"quantization:{precision}"]
     decoder = re.compile(
         r"thinker\.model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj\.weight|mlp\.experts\.\w+)"
     )
@@ -160,8 +166,8 @@ def test_four_bits(drive: Drive, model: Path, precision: str) -> None:
 
 
 @pytest.mark.transformers
-def test_clips_become_the_patches_of_their_pictures(drive: Drive, model: Path) -> None:
-    made = drive("clip_patches", model)
+def test_clips_become_the_patches_of_their_pictures(steps: Any) -> None:
+    made = steps["clip_patches"]
     assert made["still"]
     still, moving, odd = (grid[0] for grid in made["grids"])
     assert still == moving
@@ -214,8 +220,8 @@ def test_what_cannot_be_asked(found: Any) -> None:
 
 
 @pytest.mark.transformers
-def test_the_voice_can_be_left_out(drive: Drive, model: Path) -> None:
-    made = drive("silent", model)
+def test_the_voice_can_be_left_out(steps: Any) -> None:
+    made = steps["silent"]
     assert not made["speaks"]
     assert "the voice is left out" in made["why"]
     assert "talker" not in made["why"]

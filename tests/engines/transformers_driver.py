@@ -238,6 +238,15 @@ def trouble(model: Path, precision: sizes.Precision = "bf16") -> object:
     return asyncio.run(start())
 
 
+def several(model: Path, *steps: str) -> dict[str, object]:
+    """What each step found, `name` or `name:argument`: most of a process's time goes into its imports."""
+    found = {}
+    for step in steps:
+        name, *more = step.split(":")
+        found[step] = globals()[name](model, *more)
+    return found
+
+
 if __name__ == "__main__":
     step, folder, *more = sys.argv[1:]
     print(json.dumps(globals()[step](Path(folder), *more), default=bool))
