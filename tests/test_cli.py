@@ -60,7 +60,7 @@ def test_a_wrong_environment_variable_is_named(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["serve", "/m", "--serve-venv", "/nowhere"], "make serve"),
+        (["serve", "/m", "--serve-venv", "/nowhere"], "/m is not a folder"),
         (["serve", "/m", "--users", "0"], "at least one user"),
         (["bench", "--prompts", "/nowhere.txt"], "/nowhere.txt cannot be read"),
         (["bench", "--endpoint", "ftp://x"], "OMNI_ENDPOINT must be an address"),
