@@ -18,10 +18,11 @@ from omni_app.conversation import Kind
 from omni_app.engines.base import EngineStatus
 from omni_app.runner import Runner
 from omni_app.ui import examples
+from omni_app.ui.blocks import Blocks
 from omni_app.ui.chat import AUTOMATIC, SILENCE, Chat, Wishes
 from omni_app.ui.confirm import confirmed
 from omni_app.ui.render import sentence
-from omni_app.ui.sign_in import Blocks, sign_in_button
+from omni_app.ui.sign_in import sign_in_button
 from omni_app.ui.tools import Ask
 
 STATIC = Path(__file__).parent / "static"

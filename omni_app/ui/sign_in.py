@@ -11,14 +11,6 @@ from omni_app.hub_login import person_of
 SIGN_IN = "Sign in with Hugging Face"
 
 
-class Blocks(gr.Blocks):
-    """Without the login routes that Gradio adds wherever it finds a LoginButton; `hub_login` says why."""
-
-    @property
-    def expects_oauth(self) -> bool:
-        return False
-
-
 def sign_in_button(demo: gr.Blocks) -> None:
     """Add the button to the page that is being built."""
     button = gr.LoginButton(SIGN_IN, size="sm", scale=0, min_width=230, elem_id="sign-in")

@@ -98,6 +98,17 @@ def test_what_the_engine_can_do_from_now_on_is_told_with_the_next_answer_and_off
         expect(page.locator("#box input[type=file]")).to_have_attribute("accept", accepted)
 
 
+def test_a_slow_page_takes_up_what_was_said_once(
+    visitor: Visitor, reader: tuple[str, Reader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last thing that an answer says, followed at once by its end: for a page that is busy with the answer."""
+    page = visitor.page
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 10})
+    monkeypatch.setattr(reader[1], "status", lambda: ScriptedEngine.status(reader[1]))
+    visitor.ask("one two")
+    expect(page.locator("#box input[type=file]")).to_have_attribute("accept", "image/*, audio/*, video/*")
+
+
 def test_an_answer_without_speech(visitor: Visitor) -> None:
     visitor.ask("one two")
     finished(visitor)
