@@ -183,7 +183,7 @@ class SystemPage:
         prepared = self._control.prepare(order, only_plan)
         plan = prepared.plan
         lines = [*plan.table(), *plan.warnings, prepared.lacks] if plan else []
-        table = html.escape("\n".join(lines).rstrip())
+        table = sentence("\n".join(lines).rstrip())
         return [f'<pre class="plan">{table}</pre>', gr.Code(plan.text if plan else "", visible=plan is not None)]
 
 

@@ -117,7 +117,7 @@ def test_formats_and_engines_stand_side_by_side(stand_in: Path, tmp_path: Path) 
     ], done.stdout[-3000:]  # fmt: skip
     lines = (tmp_path / "out/table.md").read_text().splitlines()[2:]
     assert [line.split()[1] for line in lines] == ["nvfp4", "nvfp4-without-no-states", "transformers-nf4"]
-    told = (tmp_path / "out/work/serve_nvfp4-without-no-states.log").read_text()
+    told = (tmp_path / "out" / "work" / "serve_nvfp4-without-no-states.log").read_text()
     assert "fast_start.py share-layers,tokenizer-once," in told
     assert lines[0].split("|")[-2].strip() == "1.00 x"
 

@@ -153,7 +153,7 @@ def test_a_plan_is_shown_before_the_servers_environment_is_built(
         page.get_by_label("Folder of the model").fill(str(model))
         press(page, "Show the plan")
         expect(page.locator("#answer")).to_contain_text(
-            re.compile("thinker.*vLLM is not installed", re.DOTALL), timeout=START_MS
+            re.compile("thinker.*vLLM is not installed.* with make serve.", re.DOTALL), timeout=START_MS
         )
         press(page, "Start")
         expect(page.get_by_role("alert")).to_contain_text("Build that environment with make serve")
