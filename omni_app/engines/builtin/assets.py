@@ -13,7 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from omni_app.engines.builtin.fetching import Asset, Piece, Progress, fetch, fetch_all, models_dir
+from omni_app.engines.builtin.fetching import (
+    Asset,
+    Piece,
+    Progress,
+    fetch,
+    fetch_all,
+    models_dir,
+    naming_all_missing,
+)
 from omni_app.errors import AssetUnavailable
 from omni_app.settings import Settings
 
@@ -136,7 +144,8 @@ def language_model(settings: Settings, progress: Progress = lambda _: None) -> P
     """The GGUF file to think with: ours, or the one that OMNI_BUILTIN_MODEL names. Raises AssetUnavailable."""
     wanted = settings.builtin_model.strip()
     if not wanted:
-        return fetch(SMOLLM2, settings.cache_dir, progress)
+        with naming_all_missing(ASSETS, settings.cache_dir):
+            return fetch(SMOLLM2, settings.cache_dir, progress)
     if wanted.startswith("hf:"):
         return _from_hub(wanted.removeprefix("hf:"), progress)
     path = Path(wanted).expanduser()

