@@ -23,7 +23,7 @@ def describe_picture(sight: Sight) -> str:
     """What answers most questions comes first: it is what gets spoken first too."""
     width, height = sight.size
     return " ".join(
-        (_text(sight, "it"), _things(sight), f"The picture is {width} by {height} pixels{_colours(sight.colours)}.")
+        (_text(sight, "it"), _things(sight), f"I see it at {width} by {height} pixels{_colours(sight.colours)}.")
     )
 
 

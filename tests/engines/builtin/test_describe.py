@@ -37,7 +37,7 @@ def test_a_weak_guess_is_not_told_at_all() -> None:
 
 def test_nothing_found_says_so() -> None:
     text = describe_picture(NOTHING)
-    assert "640 by 480 pixels." in text
+    assert "I see it at 640 by 480 pixels." in text
     assert "not sure what it shows" in text
     assert "no readable text" in text
 
