@@ -15,6 +15,8 @@ from omni_app.ui.live import LiveReply, Replies
 from omni_app.ui.store import Conversation, Store, Turn
 
 Change = Callable[[list[Turn]], None]
+STOPPED = "stopped"
+"""Before the figures of an answer that was ended before its end: by Stop, a new question, or a visitor who left."""
 
 
 class Dialogues:
@@ -98,7 +100,9 @@ class Dialogues:
             conversation.turns[-1].heard = reply.heard
         note = reply.note or ("Stopped before the first word." if reply.stopped and not reply.text else "")
         speech = reply.speech_file if reply.has_speech else None
-        conversation.turns.append(Turn("assistant", reply.text, speech=speech, figures=reply.figures, note=note))
+        cut_short = STOPPED if reply.stopped and reply.text else ""
+        figures = " · ".join(filter(None, (cut_short, reply.figures)))
+        conversation.turns.append(Turn("assistant", reply.text, speech=speech, figures=figures, note=note))
         self._store.save(conversation)
         self._replies.release(reply)
 

@@ -55,6 +55,7 @@ def test_stop_ends_text_sound_and_engine_work(visit: Visit, app: App) -> None:
     assert sound.end - pressed < 0.3
     assert app.engine.working == 0
     assert "word" * 3 not in bot(visitor).first.inner_text()
+    expect(visitor.page.locator("#chat .figures")).to_contain_text("stopped · first text")
 
 
 def test_escape_stops_too(visit: Visit, app: App) -> None:
