@@ -20,7 +20,7 @@ class Recorder {
     node.port.onmessage = ({data}) => {
       if (this.stopped) return;
       this.blocks.push(data);
-      this.onLevel(Math.max(...data.map(Math.abs)), this.seconds);
+      this.onLevel(Math.max(...data.map(Math.abs)), this.seconds, data.length / this.rate);
     };
     this.context.createMediaStreamSource(this.stream).connect(node);
   }

@@ -5,6 +5,7 @@ const MUTED = 'Press a key or click to hear the rest';
 const HELD = '#box .loader, #box .minimal-audio-recorder, #chat .edit-textarea';
 const part = (name) => element.querySelector(`[data-part=${name}]`);
 const talk = part('talk'), camera = part('camera'), stopButton = part('stop'), line = part('status');
+const handsFreeButton = part('hands-free');
 const say = (text) => { if (line.textContent !== text) line.textContent = text; };
 // `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
@@ -22,8 +23,12 @@ if (before) ({run, owed} = before);
 const player = new SpeechPlayer({on: (event) => { if (event === 'broken') mend(); refresh(); }});
 element.speechPlayer = player;
 
+const handsFree = new HandsFree({listen: () => { if (!recorder && !link.down && !stuck) startTalking(); }});
+
 function refresh() {
-  stopButton.hidden = !(recorder || busy || asked || player.speaking || player.pending);
+  const answering = busy || asked || player.speaking || player.pending;
+  handsFree.follow(answering);
+  stopButton.hidden = !(recorder || answering);
   stopButton.querySelector('span').textContent = recorder ? 'Discard' : 'Stop';
   stopButton.title = recorder ? 'Discard the recording (Esc)' : 'Stop the answer (Esc)';
   if (recorder) return;
@@ -34,6 +39,7 @@ function tell(text) { note = text; refresh(); }
 function idle() { busy = asked = unwanted = false; refresh(); }
 function stop() {
   const early = asked;
+  handsFree.over();
   owed = false;
   player.stop();
   idle();
@@ -46,7 +52,7 @@ const spoken = () => document.querySelector('#speech input')?.checked !== false;
 const link = new ServerWatch({
   pending: () => busy || asked || player.speaking || player.pending,
   // What has come of the speech is heard to its end, and the rest when the server is there again.
-  lost: () => { revived(); idle(); },
+  lost: () => { revived(); handsFree.over(); idle(); },
   back: () => { spoken() ? player.again() : player.stop(); idle(); revive(reload); },
   // What is heard proves nothing: it may have come long before. It is not silenced by asking anew.
   doubted: () => { player.again(); revive(stick); },
@@ -131,6 +137,7 @@ document.addEventListener('click', (event) => {
 }, {capture: true});
 
 function sending() {
+  handsFree.over();
   keyed = asked = owed = true;
   unwanted = false;
   setTimeout(() => { if (keyed) { keyed = asked = false; refresh(); } }, 2000);  // Gradio did not take it
@@ -171,7 +178,7 @@ const stopOrDiscard = () => { if (recorder) discardTalk(); else stop(); };
 stopButton.addEventListener('click', stopOrDiscard);
 
 const secure = Boolean(navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
-for (const button of [talk, camera]) {
+for (const button of [talk, camera, handsFreeButton]) {
   button.disabled = !secure;
   if (!secure) button.title = 'Microphone and camera need HTTPS, or the address http://localhost';
 }
@@ -183,13 +190,16 @@ const hold = (held) => talk.setAttribute('aria-disabled', String(held));
 // As long as a sound may be (setting max_audio_seconds): what is said after that could not be sent.
 const mostSeconds = () => Number(bar.dataset.mostSeconds);
 
-function listening(level, seconds) {
+function listening(level, seconds, blockSeconds) {
   talk.style.setProperty('--level', level.toFixed(2));
   say(stuck ? STUCK : `listening, ${Math.floor(seconds)} s`);
-  if (seconds >= mostSeconds()) sendTalk();
+  handsFree.hear(level, blockSeconds);
+  if (handsFree.paused || seconds >= mostSeconds()) sendTalk();
+  else if (handsFree.nothing) discardTalk('nothing was said');
 }
 async function startTalking() {
   stop();
+  handsFree.listening();
   recorder = new Recorder({onLevel: listening});
   refresh();
   talk.setAttribute('aria-pressed', 'true');
@@ -201,10 +211,11 @@ function endTalking() {
   talk.setAttribute('aria-pressed', 'false');
   talk.querySelector('span').textContent = 'Talk';
 }
-function discardTalk() {
+function discardTalk(why = 'recording discarded') {
   recorder.stop();
   endTalking();
-  tell('recording discarded');
+  handsFree.over();
+  tell(why);
 }
 async function postTalk() {
   const sound = await recorder.stop();
@@ -213,6 +224,7 @@ async function postTalk() {
   const response = await fetch(new URL('gradio_api/utterance', document.baseURI), {method: 'POST', body: sound, credentials: 'same-origin'});
   const answer = await response.json();
   if (!response.ok) { tell(answer.error); return; }
+  handsFree.sent();
   trigger('turn', {id: answer.id});
 }
 async function sendTalk() {
@@ -227,6 +239,14 @@ talk.addEventListener('click', async () => {
   await (recorder ? sendTalk() : startTalking());
   hold(false);
 });
+
+function showHandsFree() { handsFreeButton.setAttribute('aria-pressed', String(handsFree.on)); }
+handsFreeButton.addEventListener('click', () => {
+  handsFree.choose(!handsFree.on);
+  showHandsFree();
+  if (handsFree.on && !recorder) talk.click();
+});
+showHandsFree();
 
 const view = part('preview'), film = view.querySelector('video');
 const closeCamera = () => { film.srcObject?.getTracks().forEach((track) => track.stop()); film.srcObject = null; view.hidden = true; };
