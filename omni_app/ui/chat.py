@@ -199,10 +199,13 @@ class Chat:
         if conversation is None or title.strip() == conversation.title:
             return {}
         self._store.rename(conversation, title)
-        return {"history": self._tabs.listed(request)}
+        return self.listed(request)
 
     def search(self, request: gr.Request, query: str) -> Update:
         self._tabs.search(request, query)
+        return self.listed(request)
+
+    def listed(self, request: gr.Request) -> Update:
         return {"history": self._tabs.listed(request)}
 
     async def left(self, request: gr.Request) -> None:

@@ -142,6 +142,7 @@ class Page:
         self._on(w["voice"].back, chat.back, [w["key"]], **answers)
         self._on(demo.load, chat.open, [w["key"]], **answers)
         self._on(w["voice"].halt, chat.halt, [w["key"]], **answers)
+        self._on(w["voice"].seen, chat.listed)
         self._on(w["chat"].undo, chat.undo, [w["key"]])
         self._on(w["chat"].clear, chat.clear, [w["key"]])
         self._on(w["chat"].like, chat.like, [w["key"]])

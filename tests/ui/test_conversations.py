@@ -231,3 +231,20 @@ def test_speech_and_export_of_another_visitor_do_not_exist(visit: Visit, app: Ap
 def _content(folder: Path) -> str:
     path = folder / "conversation.json"
     return path.read_text() if path.exists() else ""
+
+
+def test_a_tab_that_is_looked_at_again_lists_what_another_has_begun(visit: Visit, app: App) -> None:
+    visitor = visit()
+    visitor.ask("from the first tab")
+    finished(visitor)
+    other = visitor.context.new_page()
+    other.goto(app.url)
+    other.get_by_role("button", name="New conversation").click()
+    box = other.locator("#box textarea")
+    box.fill("from the second tab")
+    box.press("Enter")
+    expect(other.locator("#history label")).to_have_count(2)
+    expect(visitor.page.locator("#history label")).to_have_count(1)
+    visitor.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(visitor.page.locator("#history label")).to_have_text(["from the second tab", "from the first tab"])
+    expect(visitor.page.locator("#history label.selected")).to_have_text("from the first tab")

@@ -296,6 +296,9 @@ sessionStorage.removeItem('draft');
 // Gradio forgets what is written before it has taken the page over.
 if (draft) setTimeout(() => restore(draft), 1000);
 
+// Another tab may have begun, renamed or deleted a conversation meanwhile.
+document.addEventListener('visibilitychange', () => { if (!document.hidden) trigger('seen'); });
+
 // On a phone the sidebar covers the page; it opens when asked for. Gradio lays it out some time after this runs.
 if (matchMedia('(max-width: 768px)').matches) {
   const closing = setInterval(() => {
