@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,14 @@ def test_spoken_question(app: App, playwright: Any, recording: Path) -> None:
     assert 2.0 < part.seconds < 6.0
     assert visitor.problems == []
     browser.close()
+
+
+def test_the_two_microphones_say_what_each_is_for(visit: Visit) -> None:
+    visitor = visit()
+    microphone = visitor.page.locator("#box .microphone-button")
+    microphone.hover()
+    expect(microphone).to_have_attribute("title", re.compile("attach"))
+    expect(visitor.page.get_by_role("button", name="Talk", exact=True)).to_have_attribute("title", re.compile("send"))
 
 
 def test_camera_picture_is_attached(visit: Visit, app: App) -> None:

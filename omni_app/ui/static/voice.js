@@ -299,6 +299,12 @@ if (draft) setTimeout(() => restore(draft), 1000);
 // Another tab may have begun, renamed or deleted a conversation meanwhile.
 document.addEventListener('visibilitychange', () => { if (!document.hidden) trigger('seen'); });
 
+// The box has a microphone of its own, whose sound goes along with what is written.
+document.addEventListener('pointerover', ({target}) => {
+  const microphone = target.closest('#box .microphone-button');
+  if (microphone) microphone.title = 'Record a sound to attach; Talk sends what you say at once';
+});
+
 // On a phone the sidebar covers the page; it opens when asked for. Gradio lays it out some time after this runs.
 if (matchMedia('(max-width: 768px)').matches) {
   const closing = setInterval(() => {
