@@ -133,6 +133,49 @@ def test_escape_while_the_microphone_opens_leaves_nothing_open(talker: Visitor) 
     assert microphones(talker) == 0
 
 
+def no_network(route: Any) -> None:
+    route.abort()
+
+
+def full_disk(route: Any) -> None:
+    route.fulfill(status=507, json={"error": "The disk is full."})
+
+
+@pytest.mark.parametrize(("fault", "told"), [(no_network, "Failed to fetch"), (full_disk, "The disk is full.")])
+def test_a_recording_that_could_not_be_sent_is_kept_and_sent_again(
+    talker: Visitor, app: App, fault: Callable[[Any], None], told: str
+) -> None:
+    asked = len(app.engine.asked)
+    talker.page.route("**/utterance", fault)
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
+    button(talker, "Send").click()
+    expect(status(talker)).to_have_text(f"kept, as it could not be sent: {told}")
+    assert microphones(talker) == 0
+    talker.page.unroute("**/utterance")
+    button(talker, "Send again").click()
+    finished(talker)
+    expect(button(talker, "Talk")).to_be_visible()
+    assert len(app.engine.asked) == asked + 1
+    assert app.engine.asked[-1][0][-1].parts[0].seconds > 1
+    talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
+
+
+def test_a_recording_that_could_not_be_sent_can_be_discarded(talker: Visitor, app: App) -> None:
+    asked = len(app.engine.asked)
+    talker.page.route("**/utterance", no_network)
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    button(talker, "Send").click()
+    expect(button(talker, "Send again")).to_be_visible()
+    button(talker, "Discard").click()
+    expect(status(talker)).to_have_text("recording discarded")
+    expect(button(talker, "Talk")).to_be_visible()
+    expect(button(talker, "Discard")).to_be_hidden()
+    assert len(app.engine.asked) == asked
+    talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
+
+
 def test_a_recording_at_its_limit_is_sent_by_itself(talker: Visitor, app: App) -> None:
     talker.page.evaluate("document.querySelector('#voice .voice-bar').dataset.mostSeconds = 1")
     button(talker, "Talk").click()

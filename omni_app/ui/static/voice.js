@@ -10,6 +10,8 @@ const say = (text) => { if (line.textContent !== text) line.textContent = text; 
 // `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
 let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
+// A recording on its way, or that could not be sent.
+let unsent = null;
 // `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
 let revival = null, revivals = 0, stuck = false, leaving = false;
 // `owed`: nothing has come yet of what was asked, not even the name of its speech.
@@ -23,14 +25,14 @@ if (before) ({run, owed} = before);
 const player = new SpeechPlayer({on: (event) => { if (event === 'broken') mend(); refresh(); }});
 element.speechPlayer = player;
 
-const handsFree = new HandsFree({listen: () => { if (!recorder && !link.down && !stuck) startTalking(); }});
+const handsFree = new HandsFree({listen: () => { if (!recorder && !unsent && !link.down && !stuck) startTalking(); }});
 
 function refresh() {
   const answering = busy || asked || player.speaking || player.pending;
   handsFree.follow(answering);
-  stopButton.hidden = !(recorder || answering);
-  stopButton.querySelector('span').textContent = recorder ? 'Discard' : 'Stop';
-  stopButton.title = recorder ? 'Discard the recording (Esc)' : 'Stop the answer (Esc)';
+  stopButton.hidden = !(recorder || unsent || answering);
+  stopButton.querySelector('span').textContent = recorder || unsent ? 'Discard' : 'Stop';
+  stopButton.title = recorder || unsent ? 'Discard the recording (Esc)' : 'Stop the answer (Esc)';
   if (recorder) return;
   say(link.down ? 'The server cannot be reached' : stuck ? STUCK : player.speaking ? 'speaking'
     : reloaded && player.pending && player.muted ? MUTED : busy || asked ? 'thinking' : note);
@@ -74,7 +76,7 @@ function revived() { revival = null; stuck = false; }
 function stick() { revived(); stuck = true; refresh(); }
 // A new page keeps what is written and attached, but no recording, camera, upload or message that is being changed.
 function reload() {
-  const held = recorder || talk.getAttribute('aria-disabled') === 'true' || film.srcObject
+  const held = recorder || unsent || talk.getAttribute('aria-disabled') === 'true' || film.srcObject
     || document.querySelector(HELD);
   if (held) { stick(); return; }
   trigger('leave');
@@ -174,7 +176,7 @@ document.addEventListener('keydown', (event) => {
   closeCamera();
   stopOrDiscard();
 }, {capture: true});
-const stopOrDiscard = () => { if (recorder) discardTalk(); else stop(); };
+const stopOrDiscard = () => { if (recorder || unsent) discardTalk(); else stop(); };
 stopButton.addEventListener('click', stopOrDiscard);
 
 const secure = Boolean(navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
@@ -206,37 +208,55 @@ async function startTalking() {
   talk.querySelector('span').textContent = 'Send';
   try { await recorder.start(); } catch (error) { endTalking(); blocked('microphone', error); }
 }
-function endTalking() {
+function endTalking(next = 'Talk') {
   recorder = null;
   talk.setAttribute('aria-pressed', 'false');
-  talk.querySelector('span').textContent = 'Talk';
+  talk.querySelector('span').textContent = next;
+  refresh();
 }
 function discardTalk(why = 'recording discarded') {
-  recorder.stop();
+  recorder?.stop();
+  unsent = null;
   endTalking();
   handsFree.over();
   tell(why);
 }
 async function postTalk() {
-  const sound = await recorder.stop();
-  endTalking();
+  const mine = unsent;
   tell('sending');
-  const response = await fetch(new URL('gradio_api/utterance', document.baseURI), {method: 'POST', body: sound, credentials: 'same-origin'});
+  const response = await fetch(new URL('gradio_api/utterance', document.baseURI), {method: 'POST', body: mine, credentials: 'same-origin'});
   const answer = await response.json();
+  if (unsent !== mine) return;  // discarded
+  if (response.status >= 500) throw new Error(answer.error);
+  unsent = null;
+  endTalking();
   if (!response.ok) { tell(answer.error); return; }
   handsFree.sent();
   trigger('turn', {id: answer.id});
 }
+function kept(error) {
+  if (!unsent) return;
+  endTalking('Send again');
+  tell('kept, as it could not be sent: ' + error.message);
+  link.look();
+}
+async function takeRecording() {
+  const mine = recorder, sound = await mine.stop();
+  if (recorder !== mine) return;  // discarded
+  unsent = sound;
+  endTalking();
+}
 async function sendTalk() {
   hold(true);
-  try { await postTalk(); } catch (error) { endTalking(); tell('the recording could not be sent: ' + error.message); link.look(); }
+  if (recorder) await takeRecording();
+  if (unsent) await postTalk().catch(kept);
   hold(false);
 }
 talk.addEventListener('click', async () => {
   if (talk.getAttribute('aria-disabled') === 'true') return;
   hold(true);
   await player.ready();
-  await (recorder ? sendTalk() : startTalking());
+  await (recorder || unsent ? sendTalk() : startTalking());
   hold(false);
 });
 
@@ -244,7 +264,7 @@ function showHandsFree() { handsFreeButton.setAttribute('aria-pressed', String(h
 handsFreeButton.addEventListener('click', () => {
   handsFree.choose(!handsFree.on);
   showHandsFree();
-  if (handsFree.on && !recorder) talk.click();
+  if (handsFree.on && !recorder && !unsent) talk.click();
 });
 showHandsFree();
 
