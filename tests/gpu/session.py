@@ -6,8 +6,8 @@ starts the model with our own `serve`, puts it through the steps of `steps.py`, 
 `results.json` (all facts), `table.txt`, `spoken.wav` and `logs.tar.gz`. Each step is a process with a time limit of its
 own, and one that does not hold keeps none of the others from running. `--variant codec_chunk_frames=10` starts the
 server once more with that value and repeats `users`; `--variant switches=parallel,no-locks` starts it with those
-switches. `--endpoint` puts a server that runs already through the steps. It is run by the interpreter of the app;
-`--budget` is the time that it may take in all.
+switches, `--variant without=crowd-graphs` with all but that one. `--endpoint` puts a server that runs already through
+the steps. It is run by the interpreter of the app; `--budget` is the time that it may take in all.
 """
 
 from __future__ import annotations
@@ -151,8 +151,7 @@ def _commands(given: argparse.Namespace) -> Iterator[tuple[str, list[str], list[
     changes = [f"--set={one}" for one in given.set] + ([f"--switches={given.switches}"] if given.switches else [])
     yield "serve", [*changed, *changes] if changes else own, given.steps.split(",")
     for variant in given.variant:
-        key, _, value = variant.partition("=")
-        change = f"--switches={value}" if key == "switches" else f"--set={variant}"
+        change = f"--{variant}" if variant.startswith(("switches=", "without=")) else f"--set={variant}"
         yield f"serve {variant}", [*changed, *changes, change], ["users"]
 
 

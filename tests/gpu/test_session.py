@@ -69,7 +69,7 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
     done = session(
         tmp_path / "out", f"--model={model}", f"--serve-venv={stand_in}", f"--port={port}", "--users=1,2", "--rounds=1",
         "--steps=speak,media,turns,voices,page,stop,users,soak", "--seconds=0.1", "--variant=codec_chunk_frames=10",
-        "--variant=switches=parallel,no-locks", f"--variant={SIZES}",
+        "--variant=without=warm-up-experts", f"--variant={SIZES}",
         "--switches=parallel,warm-up-experts",
         "--set=thinker.max_model_len=4096", "--set=initial_codec_chunk_frames=8",
         f"--cache-dir={tmp_path / 'cache'}",
@@ -80,7 +80,7 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
     assert done.returncode == 0
     assert results["serve"]["peak_gib_while_starting"] == pytest.approx((81559 - 80994) / 1024)
     steps = ["serve", "speak", "media", "turns", "voices", "page", "stop", "users", "soak", "stop of serve"]
-    variants = [f"{what} {one}" for one in ("codec_chunk_frames=10", "switches=parallel,no-locks", SIZES)
+    variants = [f"{what} {one}" for one in ("codec_chunk_frames=10", "without=warm-up-experts", SIZES)
                 for what in ("serve", "users", "stop of serve")]  # fmt: skip
     assert list(results) == [*steps, *variants]
     with tarfile.open(tmp_path / "out/logs.tar.gz") as tar:
@@ -90,6 +90,7 @@ def test_every_step_runs_where_there_is_no_gpu(stand_in: Path, tmp_path: Path) -
         assert b"initial_codec_chunk_frames: 8\n" in told
         assert b"max_model_len: 4096\n" in told
         assert b" parallel,warm-up-experts serve " in told
+        assert b" parallel serve " in read(tar, "serve_without_warm-up-experts.log")
         [sized] = [name for name in names if "capture_sizes" in name and name.startswith("serve")]
         assert b"cudagraph_capture_sizes:\n    - 1\n    - 8\n" in read(tar, sized)
     assert {"data/server/server.log", "data/server/deploy.yaml"} <= set(names)
