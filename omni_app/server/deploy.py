@@ -105,6 +105,14 @@ def _common(stage: StageMemory, users: int, gpus: Sequence[Gpu]) -> dict[str, An
     return common
 
 
+def _together(stage: StageMemory) -> dict[str, Any]:
+    """For a stage on several GPUs. What switches multicast off in NCCL and PyTorch does not reach FlashInfer."""
+    if len(stage.devices) == 1:
+        return {}
+    reason = "FlashInfer's sums over GPUs need NVLink multicast, and end the server where a host has none (vllm #48071)"
+    return {"pass_config": {"fuse_allreduce_rms": Fact(False, reason)}}
+
+
 def _kv(stage: StageMemory, tokens: int) -> dict[str, Any]:
     reason = f"{stage.contexts} x {tokens:,} tokens; fixed, because measuring would count the other stages' memory"
     return {
@@ -144,6 +152,7 @@ def _thinker(
         "compilation_config": {
             "custom_ops": Fact(["+rotary_embedding"], "compiled rotary embedding changes the speech (vllm-omni #6090)"),
             **_graphs(users, effort),
+            **_together(stage),
         },
         "default_sampling_params": {
             "temperature": Fact(0.0, _BUNDLED),

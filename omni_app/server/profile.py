@@ -79,6 +79,7 @@ def environment(cache: Path, largest_clip_mb: int) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "",  # without byte code each process imports for 20 s longer; 40 s of a warm start
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which nvidia-smi counted them
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # would be compiled at start, and requests with a seed never use it
+        "VLLM_ALLREDUCE_USE_FLASHINFER": "0",  # tensor parallel alone: see `_together` in deploy.py
         "VLLM_MAX_AUDIO_CLIP_FILESIZE_MB": str(largest_clip_mb),  # else 25, and the sound of a larger clip is refused
         "HF_HUB_OFFLINE": "1",  # the model is a folder
         "VLLM_NO_USAGE_STATS": "1",

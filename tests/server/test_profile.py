@@ -167,6 +167,7 @@ def test_two_gpus_share_the_work(checkpoint_of: CheckpointOf) -> None:
     stages = plan(MACHINES["2x80"], checkpoint_of("bf16"), Wishes()).deploy["stages"]
     assert [stage["devices"] for stage in stages] == ["0", "1", "1"]
     assert all("tensor_parallel_size" not in stage for stage in stages)
+    assert all("pass_config" not in stage.get("compilation_config", {}) for stage in stages)
 
 
 def test_the_freer_gpu_gets_the_thinker(checkpoint_of: CheckpointOf) -> None:
@@ -178,6 +179,7 @@ def test_the_freer_gpu_gets_the_thinker(checkpoint_of: CheckpointOf) -> None:
 def test_a_thinker_too_large_for_one_gpu_is_spread(checkpoint_of: CheckpointOf) -> None:
     thinker, talker, _ = plan(MACHINES["2x48"], checkpoint_of("bf16"), Wishes(users=1)).deploy["stages"]
     assert (thinker["devices"], thinker["tensor_parallel_size"], talker["devices"]) == ("0,1", 2, "1")
+    assert thinker["compilation_config"]["pass_config"] == {"fuse_allreduce_rms": False}
     four = plan(machine(*[gpu("RTX 4090", 23.5, (8, 9))] * 4), checkpoint_of("bf16"), Wishes(False, 1))
     assert four.deploy["stages"][0]["tensor_parallel_size"] == 4
 
@@ -323,6 +325,7 @@ def test_table_sentence_flags_and_environment(checkpoint_of: CheckpointOf, tmp_p
     kept = [value for value in environment.values() if value.startswith(str(tmp_path))]
     assert len(kept) == len(set(kept)) == 5
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert environment["VLLM_ALLREDUCE_USE_FLASHINFER"] == "0"
     hindered = {"PYTHONDONTWRITEBYTECODE": "1", **environment}
     asked = [sys.executable, "-c", "import sys; print(sys.dont_write_bytecode)"]
     assert subprocess.check_output(asked, env=hindered, text=True).strip() == "False"
