@@ -30,6 +30,8 @@ _INSTEAD = {
     "--ssl-certfile": "the server is reached by HTTP; put a proxy with the certificate in front of it",
 }
 """Arguments of `vllm serve` that we give ourselves and rely on afterwards, and what to do about each."""
+_NO_MULTICAST = {("NCCL_NVLS_ENABLE", "0"), ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1"), ("NVSHMEM_DISABLE_NVLS", "1")}
+"""Variables by which a host says that no program may use NVLink multicast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,4 +153,6 @@ def _environment(vllm: Path, planned: Mapping[str, str], key: str) -> dict[str, 
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(kept_back)}
     # Kernels are compiled at run time with tools of that environment, such as ninja.
     path = f"{vllm.parent}{os.pathsep}{inherited.get('PATH', os.defpath)}"
-    return {**inherited, **planned, "PATH": path, **({"VLLM_API_KEY": key} if key else {})}
+    # A deploy file of the user's own may add up over GPUs with FlashInfer, which heeds none of those variables.
+    unicast = {"VLLM_FLASHINFER_ALLREDUCE_BACKEND": "trtllm"} if _NO_MULTICAST & inherited.items() else {}
+    return {**unicast, **inherited, **planned, "PATH": path, **({"VLLM_API_KEY": key} if key else {})}

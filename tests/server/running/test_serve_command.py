@@ -176,6 +176,27 @@ def test_the_servers_environment_has_its_tools_and_none_of_our_secrets(
     assert launch.env["TRITON_CACHE_DIR"] == str(tmp_path / "cache/triton")
 
 
+@pytest.mark.parametrize(
+    ("variables", "backend"),
+    [
+        ({}, ""),
+        ({"NCCL_NVLS_ENABLE": "1"}, ""),
+        ({"NCCL_NVLS_ENABLE": "0"}, "trtllm"),
+        ({"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "VLLM_FLASHINFER_ALLREDUCE_BACKEND": "mnnvl"}, "mnnvl"),
+    ],
+)
+def test_where_multicast_is_switched_off_flashinfer_is_told_too(
+    venv: Path, deploy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], backend: str
+) -> None:
+    for name in ("NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(serve_venv=venv, data_dir=tmp_path)
+    launch = prepare.prepare(settings, Order(Path("/m"), deploy_config=deploy)).launch
+    assert launch.env.get("VLLM_FLASHINFER_ALLREDUCE_BACKEND", "") == backend
+
+
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine is taken for one with an H100."""
