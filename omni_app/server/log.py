@@ -36,6 +36,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"\((?P<who>\w+) pid=(?P<pid>\d+)\)")
 _WHERE_NAMED = re.compile(r"(?=\(\w+ pid=\d+\))")
 _STAGE = re.compile(r"stage(\d+)")
+_SPREAD = "DP group leader: "
+"""Said by the engine of a stage on several GPUs, before it starts a worker for each; those do not tell their stage."""
 _TIME = re.compile(r"\b[A-Z]+ (\d\d-\d\d \d\d:\d\d:\d\d)\b")
 _COUNT = re.compile(r"Launching Orchestrator thread with (\d+) stages")
 _DONE = re.compile(r"Stage (\d+) initialized|stage-(\d+) \[rep-\d+\] EngineCore running")
@@ -108,6 +110,7 @@ class StartupLog:
     _now: datetime | None = None
     _began: dict[int, datetime | None] = field(default_factory=dict)
     _current: int = 0
+    _spread: int = 0
 
     def feed(self, line: str) -> bool:
         """Take one line; True when it told something about a stage."""
@@ -143,8 +146,11 @@ class StartupLog:
         stage = _STAGE.search(prefix["who"]) if prefix else None
         if prefix and stage:
             self._current = int(stage[1])
+            self._spread = self._current if _SPREAD in line else self._spread
             if self._current < len(self.stages):
                 self._update(self._current, pid=int(prefix["pid"]))
+        elif prefix and prefix["who"].startswith("Worker"):
+            self._current = self._spread
         return self._current
 
     def _facts(self, stage: int, line: str) -> bool:

@@ -94,6 +94,25 @@ def test_two_workers_of_one_stage_are_that_stage() -> None:
     assert thinker.phase == "importing"
 
 
+def test_workers_are_told_from_the_stages_that_start_beside_them() -> None:
+    """Prefixes as vllm/v1/executor/multiproc_executor.py of vllm 0.30 makes them."""
+    startup = StartupLog()
+    startup.feed("Launching Orchestrator thread with 3 stages")
+    for who, said in (
+        ("StageEngineCoreProc_stage1_replica0 pid=2", "Initializing a V1 LLM engine (v0.30.0) with config:"),
+        ("StageEngineCoreProc_stage0_replica0 pid=1", "DP group leader: node_rank=0, world_size=2, local_world_size=2"),
+        ("StageEngineCoreProc_stage1_replica0 pid=2", "Starting to load model /m..."),
+        ("Worker_TP0 pid=4", "Starting to load model /m..."),
+        ("StageEngineCoreProc_stage1_replica0 pid=2", "Model loading took 6.26 GiB memory and 20.1 seconds"),
+        ("Worker pid=5", "nothing that is known"),
+        ("Worker_TP0_EP0 pid=4", "Model loading took 29.61 GiB memory and 29.5 seconds"),
+    ):
+        startup.feed(f"({who}) INFO 11-23 22:53:56 [some.py:1] {said}")
+    thinker, talker, _ = startup.stages
+    assert (thinker.phase, thinker.weights_gib, thinker.pid) == ("profiling", 29.61, 1)
+    assert (talker.phase, talker.weights_gib, talker.pid) == ("profiling", 6.26, 2)
+
+
 def test_progress_bars_are_told_as_counts() -> None:
     startup = StartupLog(clock=lambda: 5.0)
     startup.feed("Launching Orchestrator thread with 3 stages")
