@@ -14,9 +14,10 @@ ANSWER_S = 10.0
 
 
 def by_stage(state: ServerState) -> dict[str, float]:
-    """GiB by the stage's name, and what else of the server holds some as `other`.
+    """GiB by the stage's name, on all its GPUs, and what else of the server holds some as `other`.
 
-    Empty without a GPU, and in a container that sees other process numbers than the driver does.
+    A stage on several GPUs holds it in workers that its process has started. Empty without a GPU, and in a container
+    that sees other process numbers than the driver does.
     """
     used = _by_process()
     if not (state.server and used):
@@ -25,7 +26,7 @@ def by_stage(state: ServerState) -> dict[str, float]:
     held: dict[str, float] = {}
     for pid in process.members(state.server):
         if pid in used:
-            name = names.get(pid, "other")
+            name = names.get(pid) or names.get(process.parent(pid), "other")
             held[name] = held.get(name, 0.0) + used[pid]
     return held
 
@@ -36,4 +37,8 @@ def _by_process() -> Mapping[int, float]:
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = (row for row in csv.reader(said.splitlines(), skipinitialspace=True) if len(row) == 2)
-    return {int(pid): float(mib) / 1024 for pid, mib in rows if pid.isdecimal() and mib.strip().isdecimal()}
+    used: dict[int, float] = {}
+    for pid, mib in rows:  # one row for each GPU that a process is on
+        if pid.isdecimal() and mib.strip().isdecimal():
+            used[int(pid)] = used.get(int(pid), 0.0) + float(mib) / 1024
+    return used

@@ -86,6 +86,12 @@ def members(leader: ProcessId) -> list[int]:
     return sorted(family | {stat.pid for stat in stats if stat.parent in family})
 
 
+def parent(pid: int) -> int:
+    """Number of the process that started this one; 0 when it is gone."""
+    stat = _stat(pid)
+    return stat.parent if stat else 0
+
+
 def send(process: ProcessId, number: signal.Signals) -> bool:
     """Signal that very process; False, and nothing is touched, when it is gone or its number is another's now."""
     if not is_running(process):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +38,21 @@ def test_memory_goes_to_the_stage_of_the_process(
     assert gpu_memory.by_stage(thinker) == {"thinker": 20.0}
     assert gpu_memory.by_stage(ServerState(server=server)) == {"other": 20.0}
     assert gpu_memory.by_stage(ServerState()) == {}
+
+
+def test_a_stage_on_two_gpus_holds_what_its_workers_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["sh", "-c", "sleep 600 & echo $!; sleep 600 & echo $!; wait"]
+    child, engine = process.start(command, dict(os.environ), tmp_path / "log")
+    try:
+        while len(workers := (tmp_path / "log").read_text().split()) < 2:
+            time.sleep(0.01)
+        rows = f"{workers[0]}, 30720\\n{workers[1]}, 30720\\n{workers[1]}, 512\\n"
+        smi(tmp_path, monkeypatch, f"printf '{rows}'")
+        state = ServerState(server=engine, stages=(Stage(number=0, pid=engine.pid),))
+        assert gpu_memory.by_stage(state) == {"thinker": 60.5}
+    finally:
+        asyncio.run(process.end(engine, 5.0))
+        child.wait()
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo 'No devices were found'", "echo '[N/A], [N/A]'"])
