@@ -43,6 +43,11 @@ _CODE2WAV_GRAPHS = int(4.2 * GIB)
 _CODE2WAV_EAGER = int(1.5 * GIB)  # estimated, not measured
 _CODE2WAV_PER_PIECE = 195 * MIB
 _BLOCK_TOKENS = 64  # room for vLLM's blocks of 16 tokens and its spare one
+NVLINKED = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities of the cards that servers join by NVLink."""
+_BUFFERS_OF_NVLINK = int(0.8 * GIB)
+"""Of each such card that adds up with others: NCCL twice (tensor and expert parallel) with 9.2 MiB for each of some 24
+channels, vLLM's own 96 MiB, and what lies between. Counted in their code, not measured; over PCIe it is a tenth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ class Layout:
     """Several for tensor parallel."""
     audio: int | None
     """Talker and code2wav; None for text only."""
+    nvlinked: bool = False
+    """Whether the thinker's GPUs add up over NVLink."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +124,12 @@ def talker_tokens(context: int, decoder: Decoder) -> int:
 def stages(checkpoint: Checkpoint, layout: Layout, effort: Effort, context: int, users: int) -> list[StageMemory]:
     """What each stage takes, with no context yet."""
     share = len(layout.thinker)
+    buffers = _BUFFERS_OF_NVLINK if share > 1 and layout.nvlinked else 0
     graphs = _PROMPT_GRAPHS if effort.prompt_graphs else 0
     thinker = StageMemory(
         THINKER_STAGE, layout.thinker, checkpoint.size(THINKER) // share,
-        _PROCESS + _MEDIA + _THINKER_BUFFERS + _THINKER_GRAPHS + graphs + effort.batched_tokens * _THINKER_PER_TOKEN,
+        _PROCESS + _MEDIA + _THINKER_BUFFERS + _THINKER_GRAPHS + buffers + graphs
+        + effort.batched_tokens * _THINKER_PER_TOKEN,
         _context(checkpoint.thinker, context, share),
     )  # fmt: skip
     if layout.audio is None or checkpoint.talker is None:

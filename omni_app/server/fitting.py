@@ -73,7 +73,8 @@ def _layouts(gpus: Sequence[Gpu], speech: bool) -> Iterator[Layout]:
     for share in (1, 2, 4):
         if share <= len(order):
             voice = order[share] if share < len(order) else order[share - 1]
-            yield Layout(tuple(sorted(order[:share])), voice if speech else None)
+            nvlinked = all(gpus[index].compute_capability.value in budget.NVLINKED for index in order[:share])
+            yield Layout(tuple(sorted(order[:share])), voice if speech else None, nvlinked)
 
 
 def refusal(gpus: Sequence[Gpu], checkpoint: Checkpoint, wishes: Wishes) -> str:

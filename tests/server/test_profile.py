@@ -184,6 +184,18 @@ def test_a_thinker_too_large_for_one_gpu_is_spread(checkpoint_of: CheckpointOf) 
     assert four.deploy["stages"][0]["tensor_parallel_size"] == 4
 
 
+def test_gpus_that_share_the_thinker_over_nvlink_need_room_to_add_up(checkpoint_of: CheckpointOf) -> None:
+    """vllm 0.30 has two NCCL communicators there, of 24 channels with buffers of 9.2 MiB, and 96 MiB of its own."""
+    many = Wishes(users=32)
+    alone, nvlink, pcie = (
+        plan(MACHINES[name], checkpoint_of("bf16"), wishes).stages[0]
+        for name, wishes in (("h200", many), ("2x80", many), ("2x48", Wishes(False)))
+    )
+    assert (alone.devices, nvlink.devices, pcie.devices) == ((0,), (0, 1), (0, 1))
+    assert 2 * 24 * 9.2 * MIB + 96 * MIB < nvlink.work - alone.work < GIB
+    assert pcie.work == alone.work
+
+
 def test_unified_memory_leaves_25_gb_to_the_system(checkpoint_of: CheckpointOf) -> None:
     thor = MACHINES["thor"]
     assert budget.usable(thor.gpus[0]) == thor.gpus[0].memory_free.value - 25 * 10**9
