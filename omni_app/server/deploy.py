@@ -101,7 +101,7 @@ def _common(stage: StageMemory, users: int, gpus: Sequence[Gpu]) -> dict[str, An
         "max_num_seqs": Fact(users, "users at once; more wait for their turn"),
     }
     if len(stage.devices) > 1:
-        common["tensor_parallel_size"] = Fact(len(stage.devices), "the weights do not fit on one of these GPUs")
+        common["tensor_parallel_size"] = Fact(len(stage.devices), "one of them has no room for half of the users")
     return common
 
 
