@@ -47,6 +47,8 @@ class Gpu:
     compute_capability: Fact[tuple[int, int] | None]
     unified: Fact[bool]
     """Whether the GPU has no memory of its own but shares the processor's."""
+    index: str = ""
+    """Its number in the list of nvidia-smi; empty where that does not list it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,7 @@ def _gpu(row: Mapping[str, str], total: Fact[int], available: Fact[int], is_jets
         memory = _shared(total), _shared(available)
     else:
         memory = Fact(own_total * MIB, "nvidia-smi"), Fact((own_free or 0) * MIB, "nvidia-smi")
-    return Gpu(row["name"], *memory, _capability(row), unified)
+    return Gpu(row["name"], *memory, _capability(row), unified, row["index"])
 
 
 def _unified(name: str, own_total: int | None, is_jetson: bool) -> Fact[bool]:

@@ -64,6 +64,7 @@ def test_cuda_visible_devices_chooses_and_orders(
 ) -> None:
     machine = hardware.detect(sources=sources(answering(TWO), environ={"CUDA_VISIBLE_DEVICES": wanted}))
     assert [gpu.memory_free.value // MIB for gpu in machine.gpus] == free_mib
+    assert [gpu.index for gpu in machine.gpus] == [{80994: "0", 1024: "1"}[free] for free in free_mib]
     assert "CUDA_VISIBLE_DEVICES" in machine.gpus_reason
 
 

@@ -82,7 +82,7 @@ def prepare(settings: Settings, order: Order, only_plan: bool = False) -> Prepar
         *(("--allowed-local-media-path", str(media)) if media else ()), *order.vllm_args,
     )  # fmt: skip
     key = settings.api_key.get_secret_value().strip()
-    planned = environment(settings.cache_dir.expanduser().absolute(), settings.max_upload_mb)
+    planned = environment(settings.cache_dir.expanduser().absolute(), settings.max_upload_mb) | _by_number(plan)
     launch = Launch(
         argv, _environment(vllm, planned, key), str(model), settings.serve_host, settings.serve_port, key,
         order.wishes.speech, order.wishes.users, plan.text if plan else "", plan.memory if plan else "",
@@ -119,6 +119,14 @@ def _media(settings: Settings) -> Path | None:
     except OSError as error:
         raise EngineUnavailable(f"{folder} cannot be made. Choose another folder with --data-dir.") from error
     return folder
+
+
+def _by_number(plan: Plan | None) -> dict[str, str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names by UUID: vllm-omni starts stages together only on numbered ones
+    (engine/stage_admission.py). With CUDA_DEVICE_ORDER as planned, CUDA counts as nvidia-smi does."""
+    if plan is None or "GPU-" not in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpu.index for gpu in plan.gpus)}
 
 
 def _plan(model: Path, wishes: Wishes) -> Plan:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -201,6 +201,17 @@ def test_where_multicast_is_switched_off_flashinfer_is_told_too(
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine is taken for one with an H100."""
     monkeypatch.setattr(hardware, "detect", lambda *_: MACHINES["h100"])
+
+
+@pytest.mark.parametrize("named", ["GPU-99aa,GPU-5d1f", "1,0"])
+def test_gpus_named_by_uuid_are_given_to_the_server_by_number(
+    venv: Path, tmp_path: Path, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    gpus = [replace(gpu, index=index) for gpu, index in zip(MACHINES["2x80"].gpus, "10", strict=True)]
+    monkeypatch.setattr(hardware, "detect", lambda *_: replace(MACHINES["2x80"], gpus=tuple(gpus)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    settings = Settings(serve_venv=venv, data_dir=tmp_path)
+    assert prepare.prepare(settings, Order(folder_of("nvfp4"))).launch.env["CUDA_VISIBLE_DEVICES"] == "1,0"
 
 
 @pytest.mark.parametrize("fast", [True, False])
