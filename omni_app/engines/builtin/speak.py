@@ -125,9 +125,12 @@ class Speaker:
             self.reason = f"Kokoro speaks; {figure}" + ("." if speed.keeps_up else ", so it will stutter.")
             return
         self._kokoro = None
+        again = f"to measure again delete {record_path(self._settings.cache_dir)}"
+        if speed.disturbed:
+            again = f"other programs kept the machine busy meanwhile, so a start in an hour measures again, or {again}"
         self.reason = (
             f"eSpeak NG speaks, because Kokoro cannot keep up: {figure}. To use it anyway choose its voice or set "
-            f"OMNI_BUILTIN_SPEECH=kokoro; to measure again delete {record_path(self._settings.cache_dir)}."
+            f"OMNI_BUILTIN_SPEECH=kokoro; {again}."
         )
 
 
