@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     share: bool = Field(False, description="Open a public Gradio share link.")
     auth: SecretStr = Field(SecretStr(""), description="user:password that visitors must give; empty for none.")
     serve_key: SecretStr = Field(
-        SecretStr(""), description="Bearer token that callers of /v1 must send; empty for none."
+        SecretStr(""), description="Bearer token that callers of /v1, /metrics and the tools must send; empty for none."
     )
 
     hub_login: Literal["off", "optional", "required"] = Field(
@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     serve_port: int = Field(8091, ge=1, le=65535, description="Port of the model's server.")
     operator: SecretStr = Field(
         SecretStr(""),
-        description="Password to start and stop the model's server and to quantize; without one, that works only "
-        "on this machine itself.",
+        description="Password to start and stop the model's server and to quantize; without one, that works only from "
+        "this machine, and only while the app listens on this machine only.",
     )
 
     data_dir: Path = Field(

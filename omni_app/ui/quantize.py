@@ -44,8 +44,8 @@ TO_JOB = """() => {
     document.querySelector('#jobs')?.scrollIntoView({behavior: 'smooth'});
 }"""
 CLOSED = (
-    "Quantizing is the operator's, since it takes this machine's memory and disk for long. It works from a browser on "
-    "this machine itself, or from anywhere with a password: set OMNI_OPERATOR and start the app again."
+    "Quantizing is the operator's, since it takes this machine's memory and disk for long. While the app is open to "
+    "others it takes a password: set OMNI_OPERATOR and start the app again."
 )
 ON_A_SPACE = "What a Space writes is lost when it restarts, unless OMNI_DATA_DIR lies in its persistent storage. "
 FIRST_USE = (
