@@ -76,6 +76,13 @@ def test_the_services_are_wired_and_hardened() -> None:
         assert (ROOT / service["build"]["dockerfile"]).is_file()
 
 
+def test_what_the_page_names_reaches_the_containers() -> None:
+    """Compose reads `.env` for its own file alone: a variable that no service names stays outside."""
+    named = set(re.findall(r"\bOMNI_[A-Z_]+[A-Z]\b", (ROOT / "docs/containers.md").read_text()))
+    services = [*compose("compose.yaml")["services"].values(), *compose("compose.thor.yaml")["services"].values()]
+    assert named - {name for service in services for name in service["environment"]} == set()
+
+
 def test_thor_has_its_own_base_and_changes_only_known_services() -> None:
     over, base = compose("compose.thor.yaml")["services"], compose("compose.yaml")["services"]
     assert set(over) <= set(base)
