@@ -13,6 +13,7 @@ from omni_app.settings import LOOPBACK, Settings
 
 FORWARDED = ("x-forwarded-for", "x-forwarded-host", "forwarded", "cf-connecting-ip")
 WRONG_PASSWORD_S = 1.0
+TAKES_PASSWORD = "While the app is open to others it takes a password: set OMNI_OPERATOR and start the app again."
 
 
 class Operators:

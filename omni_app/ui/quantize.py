@@ -24,7 +24,7 @@ from omni_app.server.control import ServerControl
 from omni_app.server.forecast import Forecast, forecast
 from omni_app.server.profile import Wishes
 from omni_app.settings import Settings
-from omni_app.ui.operators import Operators
+from omni_app.ui.operators import TAKES_PASSWORD, Operators
 from omni_app.ui.quantize_jobs import JobsPanel
 from omni_app.ui.quantize_packed import PackedPanel
 from omni_app.ui.quantize_plots import estimate_html, size
@@ -43,10 +43,7 @@ TO_JOB = """() => {
   if (!document.querySelector('#start-answer [role=alert], #packed-answer [role=alert]'))
     document.querySelector('#jobs')?.scrollIntoView({behavior: 'smooth'});
 }"""
-CLOSED = (
-    "Quantizing is the operator's, since it takes this machine's memory and disk for long. While the app is open to "
-    "others it takes a password: set OMNI_OPERATOR and start the app again."
-)
+CLOSED = f"Quantizing is the operator's, since it takes this machine's memory and disk for long. {TAKES_PASSWORD}"
 ON_A_SPACE = "What a Space writes is lost when it restarts, unless OMNI_DATA_DIR lies in its persistent storage. "
 FIRST_USE = (
     "The quantizer's own environment is not built yet. The first job builds it (about 2 GB, some minutes, shown as its "

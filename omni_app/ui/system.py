@@ -24,7 +24,7 @@ from omni_app.server.state import CHANGING, ServerState
 from omni_app.server.telemetry import Reading
 from omni_app.settings import Settings
 from omni_app.ui.confirm import confirmed
-from omni_app.ui.operators import Operators
+from omni_app.ui.operators import TAKES_PASSWORD, Operators
 from omni_app.ui.render import sentence
 
 LOG_LINES = 200
@@ -32,6 +32,8 @@ CHANGING_S, WORKING_S = 1.0, 5.0
 """Seconds between two looks while the server changes, and while it works: a crash must show."""
 CONFIRM_STOP = confirmed("'Stop the server? Answers that are being made end.'", "password")
 SHOWN = ("engine", "server", "log", "timer", "start", "stop")
+
+CLOSED = f"Serving a model, and what machine this is, are the operator's. {TAKES_PASSWORD}"
 
 
 class SystemPage:
@@ -47,6 +49,7 @@ class SystemPage:
         with demo.route("System", "/system"):
             Navbar(main_page_name="Talk")
             self._told()
+            gr.HTML(f'<p role="note">{CLOSED}</p>', visible=not self._operators.possible)
             with gr.Accordion("Serve a model", open=True, visible=self._operators.possible, elem_id="serve"):
                 self._form()
             self._machine(demo)

@@ -204,6 +204,21 @@ def test_who_may_operate(options: dict[str, Any], password: str, asked: gr.Reque
     assert Operators(Settings(**options)).may(password, asked) is allowed
 
 
+@pytest.mark.parametrize(("options", "closed"), [({}, False), ({"host": "0.0.0.0"}, True)])
+def test_a_page_open_to_others_says_why_it_has_no_form(
+    options: dict[str, Any], closed: bool, settings: Settings
+) -> None:
+    settings = settings.model_copy(update=options)
+    page = SystemPage(Runner(ScriptedEngine(), "", 8), settings, ServerControl(settings), Operators(settings))
+    with gr.Blocks() as demo:
+        pass
+    page.mount(demo)
+    blocks = list(demo.blocks.values())
+    [note] = [block for block in blocks if isinstance(block, gr.HTML) and "OMNI_OPERATOR" in str(block.value)]
+    [form] = [block for block in blocks if isinstance(block, gr.Accordion)]
+    assert (note.visible, form.visible) == (closed, not closed)
+
+
 def test_the_state_is_shown_as_text_with_memory_by_stage() -> None:
     stage = Stage(number=0, phase="ready", weights_gib=19.28)
     state = ServerState(status="ready", model="<b>", message="It was <ready>.", stages=(stage,), endpoint="http://x")
