@@ -16,7 +16,13 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 run: models
 	@$(BIN)/python app.py $(ARGS)
 
-serve: $(VENV)/app.done $(SERVE_VENV)/serve.done
+# A model that cannot be served here is told of before gigabytes are installed for it.
+serve: $(VENV)/app.done
+ifeq (,$(findstring --only-plan,$(ARGS)))
+	@if [ -n "$(MODEL)" ] && [ ! -e $(SERVE_VENV)/serve.done ]; then \
+	  $(BIN)/python -m omni_app serve "$(MODEL)" --only-plan $(ARGS) > /dev/null; fi
+	@$(MAKE) --no-print-directory $(SERVE_VENV)/serve.done
+endif
 	@if [ -n "$(MODEL)" ]; then exec $(BIN)/python -m omni_app serve "$(MODEL)" --serve-venv $(SERVE_VENV) $(ARGS); \
 	else echo "$(SERVE_VENV) is built. Now name the model's folder: make serve MODEL=path/to/model"; fi
 

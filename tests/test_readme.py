@@ -98,3 +98,12 @@ def test_make_targets_of_the_readme_exist(copy: Path) -> None:
     assert {"run", "test", "serve"} <= targets
     for target in targets:
         assert run(f"make -n {target}", copy).returncode == 0, target
+
+
+def test_a_model_that_cannot_be_served_is_told_of_before_gigabytes_are_installed(copy: Path) -> None:
+    for more in ("", " ARGS=--only-plan"):
+        done = run(f"make serve MODEL=/nowhere{more}", copy)
+        assert done.returncode != 0
+        assert "/nowhere is not a folder" in done.stdout + done.stderr
+        assert "Installing" not in done.stdout
+    assert not (copy / ".venv-serve").exists()

@@ -32,7 +32,6 @@ CHANGING_S, WORKING_S = 1.0, 5.0
 """Seconds between two looks while the server changes, and while it works: a crash must show."""
 CONFIRM_STOP = confirmed("'Stop the server? Answers that are being made end.'", "password")
 SHOWN = ("engine", "server", "log", "timer", "start", "stop")
-
 CLOSED = f"Serving a model, and what machine this is, are the operator's. {TAKES_PASSWORD}"
 
 
