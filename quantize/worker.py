@@ -19,6 +19,7 @@ from quantize import (
     convert,
     estimate,
     folder,
+    gpus,
     hub,
     measure,
     plan,
@@ -49,6 +50,7 @@ def main() -> int:
     verifying.add_argument("--original", type=Path)
     verifying.add_argument("--measure", type=Path, help="also run both models; this folder gets the speech of both")
     found = parser.parse_args()
+    gpus.take_emptiest()
     if found.command == "verify":
         return _verify(found.folder, found.original, found.measure)
     return _run(Job(found.job))
