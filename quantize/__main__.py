@@ -201,7 +201,7 @@ def _quantization(found: argparse.Namespace) -> Request:
         require_set(calibration, made.recipe.samples, made.source.is_omni, made.recipe.mix)
     if not any(one.state.status in LIVE for one in job.find(found.jobs)):  # who is ahead holds memory that comes back
         estimate.require(estimate.estimate(made, estimate.machine(out), model.download(out)))
-    return Request(source, str(out), made.recipe, calibration)
+    return Request(source, str(out), made.recipe, calibration, commit=model.looked_at)
 
 
 def _calibration(named: str) -> str:

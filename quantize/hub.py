@@ -49,6 +49,11 @@ class Found:
     absent: int = 0
     """Bytes of those that the cache does not have yet."""
 
+    @property
+    def looked_at(self) -> str:
+        """The commit that this is, from the hub or from its cache; empty for a folder that somebody named."""
+        return self.commit or (self.checkpoint.folder.name if is_id(self.source) else "")
+
     def download(self, output: Path) -> Download:
         """What fetching it takes, beside a result in `output`."""
         if not self.commit:
@@ -62,28 +67,29 @@ def is_id(source: str) -> bool:
     return bool(_ID.fullmatch(source)) and not Path(source).exists()
 
 
-def resolve(source: str) -> Found:
+def resolve(source: str, commit: str = "") -> Found:
     """A model in a folder or on a hub. Where the hub cannot be reached, a copy that is whole in the cache does.
 
+    commit: the one to take, whatever the source's branch is now; empty: that.
     Raises ModelUnusable.
     """
     if not is_id(source):
         return Found(source, checkpoint.read_source(Path(source)))
     try:
-        return _look(source)
+        return _look(source, commit)
     except _Unreachable:
-        return Found(source, _cached(source))
+        return Found(source, _cached(source, commit))
 
 
-def _look(source: str) -> Found:
+def _look(source: str, wanted: str) -> Found:
     """What the model is, from config.json and the headers of its weights, over HTTP ranges.
 
     Raises ModelUnusable: no such model, gated, not safetensors, cannot be quantized, or the hub cannot be reached.
     """
     repo, revision = _parsed(source)
-    with _told(source):
+    with _told(source, wanted):
         api = _api()
-        info = api.model_info(repo, revision=revision, files_metadata=True)
+        info = api.model_info(repo, revision=wanted or revision, files_metadata=True)
         commit = str(info.sha)
         held = {file.rfilename: file.size or 0 for file in info.siblings or []}
         if "config.json" not in held:
@@ -200,7 +206,7 @@ def _absent(repo: str, commit: str, files: Mapping[str, int]) -> int:
     return sum(size for name, size in files.items() if name not in held)
 
 
-def _cached(source: str) -> Checkpoint:
+def _cached(source: str, commit: str) -> Checkpoint:
     """A whole copy that an earlier run left, with the hub out of reach."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -210,6 +216,8 @@ def _cached(source: str) -> Checkpoint:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns="config.json"))
     except LocalEntryNotFoundError as error:
         raise _unreachable(source) from error
+    if commit not in ("", folder.name):
+        raise _unreachable(source)
     return checkpoint.read_source(folder)
 
 
@@ -236,7 +244,7 @@ def _bars(note: Callable[[int], None]) -> type[Any]:
 
 
 @contextmanager
-def _told(source: str) -> Iterator[None]:
+def _told(source: str, commit: str = "") -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence with the way out."""
     from huggingface_hub import errors
 
@@ -248,7 +256,9 @@ def _told(source: str) -> Iterator[None]:
             f"{repo} is gated: accept its terms on its page at the hub, then log in (`hf auth login`) or set HF_TOKEN."
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelUnusable(f"{repo} has no revision {revision}; name a branch, a tag or a commit.") from error
+        raise ModelUnusable(
+            f"{repo} has no revision {commit or revision}; name a branch, a tag or a commit."
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelUnusable(
             f"There is no folder {source} here and no model of that name at the hub that you may see; "

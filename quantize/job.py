@@ -65,6 +65,8 @@ class Request:
     task: Task = "quantize"
     original: str = ""
     """The model that a verified one was made from; empty: it is verified alone."""
+    commit: str = ""
+    """Of a model on a hub: what was looked at when the job was made, wherever its branch goes; empty: where that is."""
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Request:

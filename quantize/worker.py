@@ -166,7 +166,7 @@ def _source(request: Request, tell: Tell) -> Path:
     """The model's folder; one on a hub is fetched, once it is sure that the job fits here."""
     if not hub.is_id(request.source):
         return Path(request.source)
-    found, out = hub.resolve(request.source), Path(request.output)
+    found, out = hub.resolve(request.source, request.commit), Path(request.output)
     made = plan.make(found.checkpoint, _recipe(request))
     estimate.require(estimate.estimate(made, estimate.machine(out), found.download(out)))
     return hub.fetch(found, tell)

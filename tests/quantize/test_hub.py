@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from quantize import environment, job
+from quantize import environment, job, worker
 from quantize.errors import ModelUnusable
 from quantize.hub import fetch, resolve
+from quantize.progress import silent
 from tests.quantize import scripted_hub
-from tests.quantize.scripted_hub import TOKEN, Hub, Repo
-from tests.quantize.test_job import Command, started, until
+from tests.quantize.scripted_hub import COMMIT, TOKEN, Hub, Repo
+from tests.quantize.test_job import Command, Stand, started, until
 from tests.server import model_folder
 
 
@@ -123,6 +124,23 @@ def test_what_is_fetched_is_what_was_looked_at(
     asked = command("estimate", "them/model")
     assert ran(asked)[1]["parameters"] == 2 * 64 * 64
     assert ran(asked, HF_HUB_OFFLINE="1")[1]["parameters"] == 41_024
+
+
+def test_a_job_fetches_what_was_looked_at_when_it_was_made(
+    hub: Hub, command: Command, python_as_worker: Stand, text_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    python_as_worker("exit 0")
+    repo = hub.repos["them/model"] = Repo(text_files)
+    asked = command("run", "them/model", tmp_path / "out", "--jobs", tmp_path / "jobs")
+    requests = [job.Job(Path(ran(asked)[1]["job"])).request]
+    repo.move({**text_files, "config.json": b'{"architectures": ["OtherForCausalLM"]}'})
+    folder = worker._source(requests[0], silent)
+    assert (folder / "config.json").read_bytes() == text_files["config.json"]
+    requests.append(job.Job(Path(ran(asked, HF_HUB_OFFLINE="1")[1]["job"])).request)  # made of what the cache has
+    assert [worker._source(request, silent) for request in requests] == [folder, folder]
+    repo.earlier.clear()
+    with pytest.raises(ModelUnusable, match=f"has no revision {COMMIT}"):
+        worker._source(requests[0], silent)
 
 
 def test_a_part_is_not_taken_for_the_model(hub: Hub, text_files: dict[str, bytes]) -> None:
