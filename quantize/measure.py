@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from quantize.errors import QuantizeError
 from quantize.progress import Tell, silent
 from quantize.speech import Speech, Spoken
 
+log = logging.getLogger(__name__)
 _MARGIN = 1.25
 """Memory over the size of the loaded weights, for the work."""
 _WINDOWS = 8
@@ -32,7 +34,7 @@ class Measured:
 def measure(
     source: Checkpoint, quantized: Path, wavs: Path, ram: int, windows: int = _WINDOWS, tell: Tell = silent
 ) -> Measured:
-    """What quantizing changed in what the model writes and says.
+    """What quantizing changed in what the model writes and says; why not, where the models cannot be run.
 
     In FP32 where that fits, so that only quantization differs, else in BF16; activations are rounded as the serving
     engine would. wavs: the folder that gets both sounds. ram: free bytes.
@@ -40,6 +42,16 @@ def measure(
     if source.size * _MARGIN > ram:
         why = f"the model needs {source.size * _MARGIN / 1e9:.0f} GB of memory to run and {ram / 1e9:.0f} GB are free"
         return Measured(not_measured=dict.fromkeys(_wanted(source), why))
+    try:
+        return _compared(source, quantized, wavs, ram, windows, tell)
+    except Exception as error:
+        # No tokenizer, an architecture that transformers does not know: the layers are as sound as they were.
+        log.exception("The models could not be run.")
+        why = f"the models could not be run here ({type(error).__name__}; the log has more)"
+        return Measured(not_measured=dict.fromkeys(_wanted(source), why))
+
+
+def _compared(source: Checkpoint, quantized: Path, wavs: Path, ram: int, windows: int, tell: Tell) -> Measured:
     tools = engines.tools_of(source)
     model: Any = engines.load(source, exact=2 * source.size * _MARGIN < ram)
     text = engines.text_part(model, source)

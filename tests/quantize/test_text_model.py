@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def test_loss_is_measured(results: Any, name: str) -> None:
 def test_coarser_schemes_lose_more(results: Any) -> None:
     losses = [results[name]["report"]["quality"]["kl"] for name in ("FP8_DYNAMIC", "NVFP4A16", "NVFP4")]
     assert losses == sorted(losses)
+
+
+def test_a_result_is_not_lost_where_the_model_cannot_be_run(drive: Driver, folder: Path) -> None:
+    source = Path(shutil.copytree(folder / "model", folder / "speechless"))
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    found = drive("run_recipes.py", source, folder, json.dumps({"rtn": {"scheme": "NVFP4A16"}}))["rtn"]
+    assert found["report"]["passed"]
+    assert "could not be run here" in found["report"]["not_measured"]["quality"]
+    assert "were not measured" in (folder / "rtn" / "README.md").read_text()
 
 
 def test_transformers_reads_the_same_model(results: Any, drive: Driver, folder: Path) -> None:
