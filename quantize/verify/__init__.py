@@ -12,6 +12,7 @@ from quantize import checkpoint, formats
 from quantize.progress import Tell, silent
 from quantize.verify import against, alone
 from quantize.verify.against import Pair, or_infinite
+from quantize.verify.described import described
 from quantize.verify.names import names
 from quantize.verify.report import Report, write
 from quantize.weights import Weights
@@ -25,7 +26,7 @@ def verify(folder: Path, source: Path | None = None, tell: Tell = silent) -> Rep
     result = checkpoint.read(folder)
     found = formats.layers(result.tensors)
     weights = Weights(result)
-    checks = [*alone.checks(result, found, weights), names(result, found)]
+    checks = [*alone.checks(result, found, weights), names(result, found), described(result, found)]
     if source is None:
         return Report(str(folder), "", tuple(checks))
     original = checkpoint.read(source)

@@ -42,7 +42,7 @@ def results(drive: Driver, tiny_omni: Path, tmp_path_factory: pytest.TempPathFac
 def test_passes_its_own_verification(results: Any, name: str) -> None:
     assert "error" not in results[name]
     assert results[name]["report"]["passed"]
-    assert len(results[name]["report"]["checks"]) == 11
+    assert len(results[name]["report"]["checks"]) == 12
 
 
 @pytest.mark.parametrize("name", RECIPES)
