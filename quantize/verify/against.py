@@ -104,7 +104,7 @@ def _keeps_its_bits(pair: Pair, name: str) -> bool:
     import torch
 
     one, other = _both(pair, name)
-    return one.dtype == other.dtype and bool(torch.equal(_bits(one), _bits(other)))
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and bool(torch.equal(_bits(one), _bits(other)))
 
 
 def _keeps_its_product(pair: Pair, name: str) -> bool:

@@ -80,13 +80,20 @@ def changed_tower(tensors: Tensors) -> None:
     tensors["thinker.audio_tower.ln_post.weight"][0] += 1
 
 
+def reshaped_tower(tensors: Tensors) -> None:
+    """The same bytes, but no engine takes a convolution's kernel as a matrix."""
+    name = "thinker.audio_tower.conv2d1.weight"
+    tensors[name] = tensors[name].flatten(1)
+
+
 def wrong_shape(tensors: Tensors) -> None:
     tensors[f"{LAYER}.weight_scale"] = tensors[f"{LAYER}.weight_scale"][:, :-1].contiguous()
 
 
 FAULTS: tuple[Callable[[Tensors], None], ...] = (
     nothing, nan_scale, zeroed_scale, uninitialised_global_scale, plausible_global_scale, unshared_global_scale,
-    swapped_experts, quantized_router, missing_tensor, missing_global_scale, changed_tower, wrong_shape,
+    swapped_experts, quantized_router, missing_tensor, missing_global_scale, changed_tower, reshaped_tower,
+    wrong_shape,
 )  # fmt: skip
 
 

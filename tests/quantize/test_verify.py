@@ -32,6 +32,7 @@ def failed_checks(drive: Driver, tiny_omni: Path, tmp_path_factory: pytest.TempP
         ("missing_tensor", "every tensor"),
         ("missing_global_scale", "packed shapes"),
         ("changed_tower", "untouched parts"),
+        ("reshaped_tower", "untouched parts"),
         ("wrong_shape", "packed shapes"),
         ("plain_ignore", "names for vLLM"),
     ],
