@@ -118,6 +118,18 @@ def plain_ignore(quantized: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def cut_tokenizer(quantized: Path, folder: Path) -> None:
+    """As a download that broke off leaves it."""
+    with_fault(quantized, folder, nothing)
+    whole = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(whole[:1000])
+
+
+def empty_template(quantized: Path, folder: Path) -> None:
+    with_fault(quantized, folder, nothing)
+    (folder / "chat_template.jinja").write_text("")
+
+
 def quantized(source: Path, out: Path) -> Path:
     """As a job writes it, before it verifies and measures."""
     made = plan.make(read_source(source), Recipe("NVFP4A16"))
@@ -137,9 +149,10 @@ def main(source: Path, out: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             with_fault(sound, Path(folder), plant)
             found[plant.__name__] = failed(Path(folder), source)
-    with tempfile.TemporaryDirectory() as folder:
-        plain_ignore(sound, Path(folder))
-        found["plain_ignore"] = failed(Path(folder), source)
+    for spoil in (plain_ignore, cut_tokenizer, empty_template):
+        with tempfile.TemporaryDirectory() as folder:
+            spoil(sound, Path(folder))
+            found[spoil.__name__] = failed(Path(folder), source)
     print(json.dumps(found))
 
 

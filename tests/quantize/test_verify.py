@@ -35,6 +35,8 @@ def failed_checks(drive: Driver, tiny_omni: Path, tmp_path_factory: pytest.TempP
         ("reshaped_tower", "untouched parts"),
         ("wrong_shape", "packed shapes"),
         ("plain_ignore", "names for vLLM"),
+        ("cut_tokenizer", "side files"),
+        ("empty_template", "side files"),
     ],
 )
 def test_finds_the_planted_fault(failed_checks: Any, fault: str, check: str) -> None:
