@@ -56,6 +56,8 @@ class Layer:
             return f"{self.name} has no weight_scale"
         if self.kind == "nvfp4" and not self.tensors.keys() & {"weight_global_scale", "weight_scale_2"}:
             return f"{self.name} has no global scale"
+        if self.kind == "int4" and "weight_shape" not in self.tensors:
+            return f"{self.name} has no weight_shape"
         rows, columns = self.shape
         expected: dict[str, list[tuple[int, ...]]] = {
             "nvfp4": [(rows, columns // 16)],
@@ -93,6 +95,7 @@ def dequantize(layer: Layer, values: Mapping[str, torch.Tensor]) -> torch.Tensor
 
     values: its tensors by the last part of their names.
     """
+    import torch
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import preset_name_to_scheme
 
@@ -104,6 +107,7 @@ def dequantize(layer: Layer, values: Mapping[str, torch.Tensor]) -> torch.Tensor
         return _fp8(parts["weight"], parts["weight_scale"])
     assert scheme.weights is not None
     if layer.kind == "int4":
+        parts["weight_shape"] = torch.tensor(layer.shape)
         width = layer.shape[1] // parts["weight_scale"].shape[1]
         scheme = scheme.model_copy(update={"weights": scheme.weights.model_copy(update={"group_size": width})})
     compressor = BaseCompressor.get_value_from_registry(registry)

@@ -29,7 +29,7 @@ _SHARED = ("weight_global_scale", "input_global_scale", "weight_scale_2", "input
 
 def checks(result: Checkpoint, found: Mapping[str, Layer], weights: Weights) -> Iterator[Check]:
     yield _something(found)
-    yield _shapes(found)
+    yield _shapes(found, weights)
     yield _scales(found, weights)
     yield _fused(found, weights)
     yield _protected(result, found)
@@ -50,9 +50,17 @@ def _something(found: Mapping[str, Layer]) -> Check:
     )
 
 
-def _shapes(found: Mapping[str, Layer]) -> Check:
-    problems = [problem for layer in found.values() if (problem := layer.problem())]
+def _shapes(found: Mapping[str, Layer], weights: Weights) -> Check:
+    problems = [problem for layer in found.values() if (problem := layer.problem() or _said_shape(layer, weights))]
     return check("packed shapes", problems, f"{len(found)} layers have all their tensors in the right shape", "do not")
+
+
+def _said_shape(layer: Layer, weights: Weights) -> str:
+    """What is wrong with the shape that an INT4 layer tells of itself, empty if nothing."""
+    said = layer.tensors.get("weight_shape")
+    if said is None or (told := tuple(weights.get(said).tolist())) == layer.shape:
+        return ""
+    return f"{layer.name} says that it is {list(told)}, not {list(layer.shape)}"
 
 
 def _scales(found: Mapping[str, Layer], weights: Weights) -> Check:

@@ -1,4 +1,4 @@
-"""Plant one fault at a time in a sound NVFP4A16 checkpoint and verify it: `python plant_faults.py SOURCE OUT`.
+"""Plant one fault at a time in a sound checkpoint and verify it: `python plant_faults.py SOURCE OUT`.
 
 Prints for each fault the names of the checks that failed.
 """
@@ -130,13 +130,25 @@ def empty_template(quantized: Path, folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("")
 
 
-def quantized(source: Path, out: Path) -> Path:
+def without_shape(tensors: Tensors) -> None:
+    """Of a layer in INT4."""
+    del tensors[f"{LAYER}.weight_shape"]
+
+
+def other_shape(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight_shape"] //= 2
+
+
+def quantized(source: Path, out: Path, recipe: Recipe) -> Path:
     """As a job writes it, before it verifies and measures."""
-    made = plan.make(read_source(source), Recipe("NVFP4A16"))
+    made = plan.make(read_source(source), recipe)
     growing, scheme = folders.begin(source, out), stream.scheme_for(made)
     folders.complete(made, growing, scheme, stream.write(made, growing, scheme))
     folders.publish(out)
     return out
+
+
+OF_INT4 = (without_shape, other_shape)
 
 
 def failed(folder: Path, source: Path) -> list[str]:
@@ -144,10 +156,11 @@ def failed(folder: Path, source: Path) -> list[str]:
 
 
 def main(source: Path, out: Path) -> None:
-    sound, found = quantized(source, out), {}
-    for plant in FAULTS:
+    sound, found = quantized(source, out, Recipe("NVFP4A16")), {}
+    integers = quantized(source, out.with_name("int4"), Recipe("W4A16", group=32))
+    for plant in (*FAULTS, *OF_INT4):
         with tempfile.TemporaryDirectory() as folder:
-            with_fault(sound, Path(folder), plant)
+            with_fault(integers if plant in OF_INT4 else sound, Path(folder), plant)
             found[plant.__name__] = failed(Path(folder), source)
     for spoil in (plain_ignore, cut_tokenizer, empty_template):
         with tempfile.TemporaryDirectory() as folder:

@@ -34,6 +34,8 @@ def failed_checks(drive: Driver, tiny_omni: Path, tmp_path_factory: pytest.TempP
         ("changed_tower", "untouched parts"),
         ("reshaped_tower", "untouched parts"),
         ("wrong_shape", "packed shapes"),
+        ("without_shape", "packed shapes"),
+        ("other_shape", "packed shapes"),
         ("plain_ignore", "names for vLLM"),
         ("cut_tokenizer", "side files"),
         ("empty_template", "side files"),
