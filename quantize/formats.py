@@ -109,7 +109,8 @@ def dequantize(layer: Layer, values: Mapping[str, torch.Tensor]) -> torch.Tensor
     if layer.kind == "int4":
         parts["weight_shape"] = torch.tensor(layer.shape)
         width = layer.shape[1] // parts["weight_scale"].shape[1]
-        scheme = scheme.model_copy(update={"weights": scheme.weights.model_copy(update={"group_size": width})})
+        changes = {"group_size": width, "symmetric": "weight_zero_point" not in parts}
+        scheme = scheme.model_copy(update={"weights": scheme.weights.model_copy(update=changes)})
     compressor = BaseCompressor.get_value_from_registry(registry)
     weight: torch.Tensor = compressor.decompress(parts, scheme)["weight"]
     return weight.float()
