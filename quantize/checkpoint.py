@@ -9,8 +9,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,12 @@ def _files(folder: Path) -> tuple[list[Path], set[str]]:
     return [folder / file for file in sorted(set(files_of.values()))], set(files_of)
 
 
+def _gapless(spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether each tensor begins where the one before it ends, without which safetensors opens no file."""
+    ordered = sorted(spans)
+    return all(before == begin for (_, before), (begin, _) in pairwise([(0, 0), *ordered]))
+
+
 def _header(file: Path) -> Iterator[Tensor]:
     if file.exists() and not _is_file(file):
         raise ModelUnusable(f"{file.name} in {file.parent} is no file; download that file again.")
@@ -225,3 +232,5 @@ def _header(file: Path) -> Iterator[Tensor]:
                 f"{file.name} is damaged: {name} does not have the bytes of its shape; download it again."
             )
         yield found
+    if size > whole or not _gapless(spans.values()):
+        raise ModelUnusable(f"{file.name} is damaged: its tensors do not fill it; download that file again.")

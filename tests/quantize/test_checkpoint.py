@@ -50,6 +50,15 @@ def test_truncated_shard_is_named(text_model: Path) -> None:
         checkpoint.read_source(text_model)
 
 
+@pytest.mark.parametrize("offsets", [[0, 128], [8, 136]])
+def test_tensors_that_do_not_fill_their_file(text_model: Path, offsets: list[int]) -> None:
+    """safetensors opens no such file, and a job would find out when it comes to it."""
+    header = json.dumps({"model.norm.weight": {"dtype": "BF16", "shape": [64], "data_offsets": offsets}}).encode()
+    (text_model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(136))
+    with pytest.raises(ModelUnusable, match=r"model\.safetensors is damaged: its tensors do not fill it"):
+        checkpoint.read(text_model)
+
+
 def test_damaged_header(text_model: Path) -> None:
     (text_model / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0no json at all!!")
     with pytest.raises(ModelUnusable, match="damaged"):
