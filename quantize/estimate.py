@@ -112,14 +112,20 @@ def existing(path: Path) -> Path:
     return next(parent for parent in [path, *path.absolute().parents] if parent.exists())
 
 
-def _available_ram() -> int:
-    """Bytes that a new process can take: the kernel's own estimate, within the control group's limit."""
+def _available_ram(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that a new process can take: the kernel's own estimate, within the limit of the control group."""
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit = group / "memory.max"
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+        free = min(free, int(text) - _used(group))
     return free
+
+
+def _used(group: Path) -> int:
+    """Bytes without the cached contents of files, of which a model's download alone fills any container."""
+    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int((group / "memory.current").read_text()) - int(fields["inactive_file"])
 
 
 def estimate(plan: Plan, here: Machine, download: Download = NO_DOWNLOAD) -> Estimate:

@@ -80,6 +80,13 @@ def test_machine_looks_at_the_disk_of_a_folder_yet_to_be_made(tmp_path: Path) ->
     assert found.ram > 0
 
 
+def test_cached_files_are_no_used_memory(tmp_path: Path) -> None:
+    """As in a container of 64 MB that has read a model."""
+    for name, text in (("max", "64000000\n"), ("current", "63000000\n"), ("stat", "anon 9\ninactive_file 50000000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert estimate._available_ram(tmp_path) == 51_000_000
+
+
 def test_needs_no_torch() -> None:
     script = "import sys, quantize.__main__; sys.exit('torch' in sys.modules or 'omni_app' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
