@@ -141,7 +141,7 @@ class Job:
     @property
     def _attended(self) -> bool:
         """Whether a living process holds the job's lock."""
-        with (self.folder / "lock").open("a") as lock:
+        with (self.folder / "lock").open("a+") as lock:  # NFS gives a shared lock to a reader alone
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -79,7 +79,7 @@ def _made_elsewhere(out: Path) -> bool:
     """Whether another living process fills the folder."""
     if out in _held or not _marked(out):
         return False
-    with (partial(out) / _GROWING).open("rb") as mark:
+    with (partial(out) / _GROWING).open("r+b") as mark:  # NFS gives an exclusive lock to a writer alone
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -130,7 +130,7 @@ class Job:
     @property
     def attended(self) -> bool:
         """Whether a living process looks after the job."""
-        with (self.folder / "lock").open("a") as lock:
+        with (self.folder / "lock").open("a+") as lock:  # NFS gives a shared lock to a reader alone
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -259,6 +262,34 @@ def test_what_another_process_makes_is_not_touched(tmp_path: Path) -> None:
     folder.begin(tmp_path / "source", out)
     folder.discard(out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def as_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as the kernel's NFS client gives them: by POSIX rules, so what is locked must be open for that."""
+    given = fcntl.flock
+
+    def flock(file: IO[bytes], kind: int) -> None:
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode != os.O_RDWR and mode != (os.O_RDONLY if kind & fcntl.LOCK_SH else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        given(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("as_nfs")
+def test_locks_on_a_network_disk(tmp_path: Path) -> None:
+    one, out = made(tmp_path), tmp_path / "out"
+    assert not one.attended
+    with one.attend():
+        assert one.attended
+        assert jobs.Job(one.folder)._attended
+    folder.begin(tmp_path / "source", out)
+    mark = folder._held.pop(out)  # as if another process had begun it
+    with pytest.raises(BadRequest, match="being made by another job"):
+        folder.begin(tmp_path / "source", out)
+    mark.close()
 
 
 def test_a_result_whose_name_was_taken_meanwhile_is_kept(tmp_path: Path) -> None:
