@@ -67,6 +67,9 @@ def begin(source: Path, out: Path) -> Path:
 def discard(out: Path) -> None:
     """Remove a half-written result, and nothing else that has its name."""
     if _marked(out) and not _made_elsewhere(out):
+        for path in partial(out).iterdir():
+            if path.name != _GROWING:  # the last to go: who is killed in the midst leaves what the next one may remove
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         _let_go(out)
         shutil.rmtree(partial(out))
 

@@ -240,6 +240,24 @@ def test_somebodys_own_folder_is_never_taken_for_a_half_written_result(tmp_path:
     assert (own / "model.safetensors").exists()
 
 
+def test_a_removal_that_is_killed_can_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = folder.begin(tmp_path / "source", tmp_path / "out")
+    (growing / "more").mkdir()
+    for number in range(9):
+        (growing / f"{number}.safetensors").touch()
+    removed, given = list[str](), os.unlink
+
+    def unlink(path: Path, **more: int) -> None:
+        removed.append(Path(path).name)
+        given(path, **more)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    folder.discard(tmp_path / "out")
+    assert removed[-1] == folder._GROWING
+    assert len(removed) == 10
+    assert not growing.exists()
+
+
 def test_a_published_result_has_nothing_of_its_growing(tmp_path: Path) -> None:
     folder.begin(tmp_path / "source", tmp_path / "out")
     folder.publish(tmp_path / "out")
