@@ -27,6 +27,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+from quantize import folder
 from quantize.errors import BadRequest, JobStopped
 from quantize.progress import Progress
 from quantize.schemes import Recipe
@@ -242,4 +243,5 @@ def _cancel_unattended(job: Job) -> None:
     with suppress(BadRequest), job.attend():
         state = job.written_state
         if state.status in LIVE:
+            folder.discard(Path(job.request.output))
             job.write_state(replace(state, status=Status.CANCELLED, message="Cancelled.", ended=time.time()))

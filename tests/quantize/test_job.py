@@ -176,6 +176,15 @@ def test_waiting_job_can_be_cancelled(tmp_path: Path) -> None:
     assert one.state.status is Status.CANCELLED
 
 
+def test_cancelling_what_a_power_cut_interrupted_leaves_nothing_half_written(tmp_path: Path) -> None:
+    one = made(tmp_path)
+    one.write_state(job.State(Status.RUNNING, created=1.0))
+    begun(tmp_path)
+    job.cancel(one)
+    assert one.state.status is Status.CANCELLED
+    assert not folder.partial(tmp_path / "out").exists()
+
+
 def test_a_job_cancelled_before_its_process_is_up_never_runs(
     tmp_path: Path, python_as_worker: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
