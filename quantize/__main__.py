@@ -121,6 +121,8 @@ def _estimate(found: argparse.Namespace) -> int:
 
 def _run(found: argparse.Namespace) -> int:
     one = _asked(found)
+    if found.job and not found.queued:
+        job.queue(one)
     following = threading.Event()
     follower = threading.Thread(target=_follow, args=(one, following), daemon=True)
     follower.start()

@@ -210,12 +210,17 @@ def require_alone(jobs: Path, request: Request, own: Job | None = None) -> None:
         raise BadRequest(f"Job {other.id} already makes {request.output}; name another output folder.")
 
 
-def start(job: Job) -> None:
-    """Run the job in a process of its own that outlives this one; also to go on with an interrupted one."""
+def queue(job: Job) -> None:
+    """Put it at the end of the queue, one that ended early too. Raises BadRequest for one that runs or is done."""
     if job.state.status not in (Status.QUEUED, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED):
         raise BadRequest(f"Job {job.id} is {job.state.status}; only one that is not running or done can be started.")
     require_alone(job.folder.parent, job.request, job)
-    job.write_state(replace(State(Status.QUEUED), created=time.time()))
+    job.write_state(State(Status.QUEUED, created=time.time()))
+
+
+def start(job: Job) -> None:
+    """Run the job in a process of its own that outlives this one; also to go on with an interrupted one."""
+    queue(job)
     with (job.folder / "log.txt").open("ab") as log:
         subprocess.Popen(  # outlives us on purpose: the folder says how it goes
             [sys.executable, "-m", "quantize", "run", "--queued", "--job", str(job.folder)],

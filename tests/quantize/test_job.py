@@ -170,6 +170,25 @@ def test_a_job_runs_once(tmp_path: Path, python_as_worker: Stand) -> None:
         job.start(one)
 
 
+def test_a_job_that_is_taken_up_here_waits_like_others_and_is_not_done_twice(
+    tmp_path: Path, python_as_worker: Stand, command: Command
+) -> None:
+    python_as_worker("exit 0")
+    one = made(tmp_path)
+    supervisor.run(one)
+    ended = subprocess.run(command("run", "--job", one.folder), cwd=environment.ROOT, capture_output=True, check=False)
+    assert ended.returncode == 1
+    assert one.state.status is Status.DONE
+    failed = made(tmp_path)
+    failed.write_state(job.State(Status.FAILED, created=1.0))
+    with (running := made(tmp_path, "other")).attend():
+        process = started(command("run", "--job", failed.folder))
+        until(lambda: failed.attended)
+        assert job.ahead(failed) == [running]
+        job.cancel(failed)
+        assert process.wait(60) == 130
+
+
 def test_waiting_job_can_be_cancelled(tmp_path: Path) -> None:
     one = made(tmp_path)
     job.cancel(one)
