@@ -125,12 +125,13 @@ def _entries(path: Path, skipped: list[str]) -> Iterator[tuple[str, dict[str, st
         return
     if not path.is_file():
         raise CalibrationUnusable(f"There is no calibration set at {path}; name a folder or a JSONL file.")
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            yield f"line {number}", {str(key): str(value) for key, value in entry.items() if value is not None}
-        except (ValueError, AttributeError):
-            skipped.append(f"line {number}: no JSON object")
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:  # str.splitlines would cut at U+2028 and its like
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                yield f"line {number}", {str(key): str(value) for key, value in entry.items() if value is not None}
+            except (ValueError, AttributeError):
+                skipped.append(f"line {number}: no JSON object")
 
 
 def _kind(file: Path) -> str:

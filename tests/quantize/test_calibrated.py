@@ -86,6 +86,15 @@ def test_unreadable_samples_are_skipped_named_and_counted(tmp_path: Path) -> Non
         samples.read(str(write_lines(tmp_path / "one.jsonl", {"text": "one"}, "{")), 2, media=False)
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    texts = ["first", "a\u2028b", "c\x85d"]
+    lines = "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    (tmp_path / "set.jsonl").write_bytes(f"\ufeff{lines}\r\n".encode())
+    found = samples.read(str(tmp_path / "set.jsonl"), 3, media=False)
+    assert [sample.text for sample in found.found] == texts
+    assert found.skipped == ()
+
+
 def test_a_set_with_names_of_its_own_is_refused_instead_of_asking_about_nothing(tmp_path: Path) -> None:
     own = write_lines(tmp_path / "own.jsonl", {"prompt": "one"}, {"messages": [{"role": "user", "content": "two"}]})
     with pytest.raises(CalibrationUnusable, match='line 1: it is empty: there is no "text", "image" or "audio" in it'):
