@@ -26,6 +26,7 @@ _FLOATS = {"BF16": 2, "F16": 2, "F32": 4}
 _WIDTHS = {**_FLOATS, "U8": 1, "I8": 1, "F8_E4M3": 1, "I32": 4, "I64": 8}
 """Bytes of one number."""
 _SNAPSHOT = re.compile(r"/models--([^/]+--[^/]+)/snapshots/[^/]+$")
+_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
@@ -90,10 +91,14 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What the model is called: its hub id where the folder is a snapshot in a hub's cache, else the folder's."""
+        """What the model is called: its id where a hub's cache or config.json tells it, else the folder's name.
+
+        Cards and reports name it, so no path that config.json may hold of the machine that saved it.
+        """
         cached = _SNAPSHOT.search(str(self.folder))
         named = str(self.config.get("_name_or_path") or "")
-        return cached[1].replace("--", "/", 1) if cached else named or self.folder.name
+        known = named if _ID.fullmatch(named) else self.folder.name
+        return cached[1].replace("--", "/", 1) if cached else known
 
 
 def read(folder: Path) -> Checkpoint:

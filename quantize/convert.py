@@ -88,7 +88,7 @@ def convert(source: Path, out: Path, tell: Tell = silent, reports: Path | None =
             same = Check("the same weights", True, proof.sentence())
             report = _checked(replace(report, checks=(*report.checks, same)), reports)
             report.require()
-            verify.write(report, growing)
+            verify.write(replace(report, folder=out.name), growing)  # whoever gets it: no paths of ours
             (growing / "README.md").write_text(card.converted(found, said.producer, report, proof.sentence()))
             folder.publish(out)
     finally:

@@ -134,7 +134,9 @@ def quantize(job: Job, tell: Tell) -> None:
     report.require()
     report = _measured(report, made.source, growing, job.folder, tell)
     verify.write(report, job.folder)
-    verify.write(report, growing)
+    verify.write(
+        replace(report, folder=out.name, source=made.source.name), growing
+    )  # whoever gets it: no paths of ours
     tell("finish", 1, 2, "model card")
     (growing / "README.md").write_text(card.render(made, expected, report, card.data(made, request.calibration)))
     folder.publish(out)

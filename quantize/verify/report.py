@@ -4,7 +4,7 @@ verification.json, version 1; every key is always there:
 
     version          1
     passed           whether every check passed
-    folder, source   paths; source is "" where there was nothing to compare with
+    folder, source   paths, or names alone in a published folder; source is "" where there was nothing to compare with
     checks           [{name, passed, detail, offenders}]
     worst            the ten worst layers, worst first: [{layer, kind, relative}]
     mean_error       {part: mean relative weight error}

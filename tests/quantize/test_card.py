@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_text_models_are_served_plainly(text_model: Path) -> None:
     assert "vllm serve ./text-NVFP4A16\n" in text
     assert "pipeline_tag: text-generation" in text
     assert "--omni" not in text
+
+
+@pytest.mark.parametrize(
+    ("saved_as", "name"),
+    [("them/a-model", "them/a-model"), ("/home/them/secret/checkpoint-9", "text"), ("../checkpoint-9", "text")],
+)
+def test_no_path_of_a_machine_is_the_name(text_model: Path, saved_as: str, name: str) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "_name_or_path": saved_as}
+    (text_model / "config.json").write_text(json.dumps(config))
+    assert f"base_model: {name}\n" in rendered(text_model, Recipe("NVFP4A16"))
 
 
 def test_name_of_a_snapshot_in_the_hubs_cache_is_its_id(text_model: Path, tmp_path: Path) -> None:

@@ -42,6 +42,13 @@ def test_passes_its_own_verification(results: Any, name: str) -> None:
     assert results[name]["report"]["passed"]
 
 
+def test_what_is_published_holds_no_paths_of_this_machine(results: Any, folder: Path) -> None:
+    published = Path(results["FP8_DYNAMIC"]["folder"])
+    texts = {file.name: file.read_text() for file in published.iterdir() if file.suffix in (".json", ".md", ".yaml")}
+    assert json.loads(texts["verification.json"])["folder"] == "FP8_DYNAMIC"
+    assert [name for name, text in texts.items() if str(folder) in text] == []
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_loss_is_measured(results: Any, name: str) -> None:
     quality = results[name]["report"]["quality"]
