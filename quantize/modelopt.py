@@ -35,6 +35,8 @@ ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "W4A16_N
 NVFP4 = ("NVFP4", "W4A16_NVFP4")
 _SERVED_PARTS = {"thinker_attention", "thinker_experts"}
 """vllm-omni 0.30's deploy file: its ModelOpt checkpoints quantize the thinker only."""
+_TENSORS = ("weight", "weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale")
+"""Of an NVFP4 layer, all of which `convert` knows; AWQ and SVDQuant have more, and another layer without them."""
 _REQUIRED = ("group_size", "kv_cache_quant_algo", "exclude_modules")
 """vLLM 0.30 does not start from an hf_quant_config.json of NVFP4 without each of these."""
 
@@ -143,6 +145,9 @@ def unconvertible(found: Checkpoint, said: Declared | None, layers: Mapping[str,
         return f"{source} has a KV cache in {said.kv_cache}, which compressed-tensors cannot describe."
     if len({"input_scale" in layer.tensors for layer in layers.values()}) > 1:
         return f"Some layers of {source} have an input_scale and some have none; calibrate it again."
+    every = (pair for layer in layers.values() for pair in layer.tensors.items())
+    if more := next((tensor.name for last, tensor in every if last not in _TENSORS), None):
+        return f"{source} has {more}, for which compressed-tensors has no place; quantize the BF16 model instead."
     return ""
 
 

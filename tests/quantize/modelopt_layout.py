@@ -3,8 +3,8 @@
 Layout and arithmetic as published in NVIDIA/Model-Optimizer (docs/source/deployment/3_unified_hf.rst; NVFP4QTensor:
 weight_scale_2 = amax / (6 * 448), one for layers that engines fuse; weight_scale = amax of 16 / 6 / weight_scale_2 in
 E4M3; codes in E2M1, the even column in the low nibble), and as vLLM 0.30 loads it. Each KIND becomes a folder OUT/KIND:
-NVFP4, NVFP4-talker (which also packs the talker's decoder), W4A16_NVFP4 or FP8; +nan, +nested or +no-lm-head behind it
-plants that fault.
+NVFP4, NVFP4-talker (which also packs the talker's decoder), W4A16_NVFP4 or FP8; +nan, +nested, +pre-quant or
++no-lm-head behind it plants that fault.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def input_scale(key: str) -> float:
 
 
 def plant(tensors: Tensors, fault: str) -> None:
+    if fault == "pre-quant":  # AWQ's, of a layer whose norm could not take it
+        tensors["thinker.model.layers.0.self_attn.o_proj.pre_quant_scale"] = torch.full((128,), 2.0)
     if fault == "nan":  # what ModelOpt 0.44 writes where a block scale rounds above 448
         name = next(name for name in tensors if name.endswith("down_proj.weight_scale"))
         tensors[name].view(torch.uint8)[0, 0] = 0x7F
