@@ -32,16 +32,20 @@ def near(weights: int, compute: Callable[[str], T]) -> T:
 
 
 def _has_room(weights: int) -> bool:
+    return not _failures and free() > weights * _BYTES_PER_WEIGHT + _SPARE
+
+
+def free() -> int:
+    """Bytes that this process could have on the GPU, 0 without one: torch keeps what was freed, such as a model."""
     import torch
 
-    if _failures or not torch.cuda.is_available():
-        return False
+    if not torch.cuda.is_available():
+        return 0
     try:
-        free, _ = torch.cuda.mem_get_info()
+        found, _ = torch.cuda.mem_get_info()
     except RuntimeError as error:
         # Another program, such as the server, has filled it to the last byte.
         log.warning("The GPU is left alone: %s", error)
         _failures.append(repr(error))
-        return False
-    ours = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return bool(free + ours > weights * _BYTES_PER_WEIGHT + _SPARE)
+        return 0
+    return int(found + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())

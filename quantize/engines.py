@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from quantize import device
 from quantize.checkpoint import Checkpoint
 from quantize.samples import Sample
 from quantize.speech import Spoken
@@ -32,10 +33,7 @@ def load(source: Checkpoint, exact: bool = False) -> torch.nn.Module:
 
 
 def _device(size: int) -> str:
-    import torch
-
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > size * 1.1
-    return "cuda" if fits else "cpu"
+    return "cuda" if device.free() > size * 1.1 else "cpu"
 
 
 def text_part(model: Any, source: Checkpoint) -> Any:

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from quantize import device
+from quantize import device, engines
 
 Free = Callable[[], tuple[int, int]]
+KEPT = 10**9
+"""Bytes that torch has freed and not given back."""
 PAIR = 2 * 768 * 2048
 """Weights of two fused layers of an expert."""
 
@@ -27,7 +29,7 @@ def free(gigabytes: int) -> Free:
 def torch_says(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, Free], None]:
     def say(available: bool, free: Free) -> None:
         cuda = SimpleNamespace(
-            is_available=lambda: available, mem_get_info=free, memory_reserved=lambda: 5, memory_allocated=lambda: 5
+            is_available=lambda: available, mem_get_info=free, memory_reserved=lambda: KEPT, memory_allocated=lambda: 0
         )
         monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
         monkeypatch.setattr(device, "_failures", [])
@@ -40,9 +42,9 @@ def torch_says(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, Free], None]:
     [
         (False, full, 1, "cpu"),
         (True, full, 1, "cpu"),
-        (True, free(4), 1, "cpu"),
-        (True, free(5), PAIR, "cuda"),
-        (True, free(5), 29_568 * 8_192, "cpu"),
+        (True, free(3), 1, "cpu"),
+        (True, free(4), PAIR, "cuda"),
+        (True, free(4), 29_568 * 8_192, "cpu"),
     ],
 )
 def test_a_gpu_is_used_where_it_has_room(
@@ -50,6 +52,17 @@ def test_a_gpu_is_used_where_it_has_room(
 ) -> None:
     torch_says(available, free)
     assert device.near(weights, lambda where: where) == expected
+
+
+@pytest.mark.parametrize(
+    ("available", "free", "expected"), [(True, free(70), "cuda"), (True, full, "cpu"), (False, full, "cpu")]
+)
+def test_a_model_goes_where_another_one_was(
+    torch_says: Callable[[bool, Free], None], available: bool, free: Free, expected: str
+) -> None:
+    """64 GB and a tenth are more than are free, but not more than with what the one before it left to torch."""
+    torch_says(available, free)
+    assert engines._device(64 * 10**9) == expected
 
 
 def test_a_gpu_that_fails_is_left_alone(
