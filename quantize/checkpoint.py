@@ -82,6 +82,14 @@ class Checkpoint:
         return sum(tensor.size for tensor in self.tensors.values())
 
     @property
+    def dtype(self) -> str:
+        """Of most bytes."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] += tensor.size
+        return sizes.most_common(1)[0][0]
+
+    @property
     def largest_shard(self) -> int:
         """Bytes of the tensors in the fullest file."""
         sizes: Counter[str] = Counter()

@@ -21,12 +21,13 @@ _READ_TOKENS = 2048
 
 
 def load(source: Checkpoint, exact: bool = False) -> torch.nn.Module:
-    """The model in BF16, or in FP32 if `exact`; on a CUDA device where it fits."""
+    """The model in the type of its files, or in FP32 if `exact`; on a CUDA device where it fits."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3OmniMoeForConditionalGeneration
 
     kind = Qwen3OmniMoeForConditionalGeneration if source.is_omni else AutoModelForCausalLM
-    dtype, size = (torch.float32, 2 * source.size) if exact else (torch.bfloat16, source.size)
+    own = {"F16": torch.float16, "F32": torch.float32}.get(source.dtype, torch.bfloat16)
+    dtype, size = (torch.float32, 2 * source.size) if exact else (own, source.size)
     model = kind.from_pretrained(source.folder, dtype=dtype, device_map=_device(size)).eval()
     loaded: torch.nn.Module = model
     return loaded

@@ -62,6 +62,14 @@ def test_coarser_schemes_lose_more(results: Any) -> None:
     assert losses == sorted(losses)
 
 
+def test_a_model_in_another_type_keeps_it(drive: Driver, tmp_path: Path) -> None:
+    drive("tiny_text.py", tmp_path / "half", "float16")
+    gptq = {"scheme": "NVFP4A16", "algorithm": "gptq", "samples": 2}
+    found = drive("run_recipes.py", tmp_path / "half", tmp_path, json.dumps({"gptq": gptq}))["gptq"]
+    assert "error" not in found
+    assert found["dtypes"]["model.embed_tokens.weight"] == "F16"
+
+
 def test_a_result_is_not_lost_where_the_model_cannot_be_run(drive: Driver, folder: Path) -> None:
     source = Path(shutil.copytree(folder / "model", folder / "speechless"))
     for file in source.glob("tokenizer*"):
