@@ -124,6 +124,7 @@ def quantize(job: Job, tell: Tell) -> None:
     made = plan.make(checkpoint.read_source(source), _recipe(request))
     expected = estimate.estimate(made, estimate.machine(out))
     estimate.require(expected)
+    given = card.data(made, request.calibration)  # while the set is there: the job may take hours
     growing = folder.begin(source, out)
     scheme = stream.scheme_for(made)
     where = _write(made, growing, job, tell)
@@ -138,7 +139,7 @@ def quantize(job: Job, tell: Tell) -> None:
         replace(report, folder=out.name, source=made.source.name), growing
     )  # whoever gets it: no paths of ours
     tell("finish", 1, 2, "model card")
-    (growing / "README.md").write_text(card.render(made, expected, report, card.data(made, request.calibration)))
+    (growing / "README.md").write_text(card.render(made, expected, report, given))
     folder.publish(out)
     tell("finish", 2, 2, str(out))
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from quantize import calibration, samples
+from quantize import calibration, folder, job, samples, worker
 from quantize.errors import CalibrationUnusable
+from quantize.job import Request
+from quantize.progress import silent
 from quantize.schemes import RECIPES as RECIPE_TABLE
+from quantize.schemes import Recipe
 from tests.quantize.conftest import Driver
 from tests.quantize.test_plan import EVERY_PART
 
@@ -188,6 +191,15 @@ def test_mix_needs_a_data_set_and_a_model_with_ears(where: str, media: bool) -> 
 def test_no_calibration_set(tmp_path: Path) -> None:
     with pytest.raises(CalibrationUnusable, match="no calibration set"):
         samples.read(str(tmp_path / "gone.jsonl"), 2, media=True)
+
+
+def test_a_set_that_is_gone_is_told_before_anything_is_made(
+    text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Request(str(text_model), str(tmp_path / "out"), Recipe("NVFP4"), str(tmp_path / "gone.jsonl"))
+    monkeypatch.setattr(folder, "begin", lambda source, out: pytest.fail("it was begun"))
+    with pytest.raises(CalibrationUnusable, match="no calibration set"):
+        worker.quantize(job.create(tmp_path / "jobs", asked), silent)
 
 
 def test_own_set_has_every_kind() -> None:
