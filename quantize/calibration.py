@@ -29,6 +29,7 @@ def amax(plan: Plan, calibration: str, store: Path, tell: Tell = silent) -> dict
     recipe = plan.recipe
     key = {
         "source": str(plan.source.folder), "samples": recipe.samples, "mix": recipe.mix, "calibration": calibration,
+        "set": samples.state(calibration),
     }  # fmt: skip
     found = _stored(store / _FILE, key)
     needed = {module(name) for name in plan.quantized}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections import Counter
@@ -71,6 +72,15 @@ def read(where: str, count: int, media: bool, mix: str = "") -> Samples:
             skipped.append(f"{name}: {error}")
     _require(path, found, skipped, count, +open_places if mix else Counter())
     return Samples(tuple(itertools.islice(itertools.cycle(found), max(len(found), count))), tuple(skipped))
+
+
+def state(where: str) -> str:
+    """Tells one state of a set from another, by the names, sizes and times of its files. Of a JSONL file: of that."""
+    path = Path(where) if where else OWN
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    held = ((str(file), file.stat()) for file in files if file.is_file())
+    told = [(name, at.st_size, at.st_mtime_ns) for name, at in held]
+    return hashlib.sha256(repr(told).encode(errors="surrogateescape")).hexdigest()
 
 
 def require_set(where: str, count: int, media: bool, mix: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantize import calibration, folder, job, samples, worker
+from quantize import calibration, checkpoint, folder, job, plan, samples, worker
 from quantize.errors import CalibrationUnusable
 from quantize.job import Request
 from quantize.progress import silent
@@ -191,6 +191,24 @@ def test_mix_needs_a_data_set_and_a_model_with_ears(where: str, media: bool) -> 
 def test_no_calibration_set(tmp_path: Path) -> None:
     with pytest.raises(CalibrationUnusable, match="no calibration set"):
         samples.read(str(tmp_path / "gone.jsonl"), 2, media=True)
+
+
+def test_a_set_that_was_changed_is_captured_anew(
+    text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan.make(checkpoint.read_source(text_model), Recipe("NVFP4"))
+    layers, captured = [plan.module(name) for name in made.quantized], iter([1.0, 2.0])
+    monkeypatch.setattr(calibration, "_capture", lambda *_: dict.fromkeys(layers, next(captured)))
+    own = tmp_path / "set"
+    own.mkdir()
+    (own / "a.txt").write_text("one")
+
+    def found() -> set[float]:
+        return set(calibration.amax(made, str(own), tmp_path / "store").values())
+
+    assert [found(), found()] == [{1.0}, {1.0}]
+    (own / "b.txt").write_text("another")
+    assert found() == {2.0}
 
 
 def test_a_set_that_is_gone_is_told_before_anything_is_made(
