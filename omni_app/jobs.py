@@ -126,6 +126,15 @@ class Job:
         return Request.model_validate_json((self.folder / "request.json").read_text())
 
     @property
+    def created(self) -> float | None:
+        """In seconds since the epoch; None where its files cannot be read, as after a power cut or a removal."""
+        try:
+            _, state = self.request, State.model_validate_json((self.folder / "state.json").read_text())
+            return state.created
+        except (OSError, ValueError):
+            return None
+
+    @property
     def state(self) -> State:
         """How the job really stands: one whose process died is interrupted, whatever its file says."""
         found = State.model_validate_json((self.folder / "state.json").read_text())

@@ -192,9 +192,10 @@ class Quantizer:
         _ask("cancel", "--", str(job.folder))
 
     def jobs(self) -> list[Job]:
-        """All jobs, newest first."""
-        made = [(Job(path.parent), json.loads(path.read_text())["created"]) for path in self._jobs.glob("*/state.json")]
-        return [job for job, _ in sorted(made, key=lambda pair: (pair[1], pair[0].id), reverse=True)]
+        """All jobs whose files can be read, newest first."""
+        made = [Job(path.parent) for path in self._jobs.glob("*/state.json")]
+        known = [(job.created, job.id, job) for job in made if job.created is not None]
+        return [job for *_, job in sorted(known, key=lambda found: found[:2], reverse=True)]
 
     def promised(self) -> set[str]:
         """Folders that living jobs will make."""

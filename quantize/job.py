@@ -189,9 +189,19 @@ def create(jobs: Path, request: Request) -> Job:
 
 
 def find(jobs: Path) -> list[Job]:
-    """All jobs, newest first."""
-    folders = [path.parent for path in jobs.absolute().glob("*/state.json")]
-    return sorted(map(Job, folders), key=lambda job: (job.written_state.created, job.id), reverse=True)
+    """All jobs, newest first, but for those whose files cannot be read: one must not keep the others waiting."""
+    made = (Job(path.parent) for path in jobs.absolute().glob("*/state.json"))
+    known = ((created, job.id, job) for job in made if (created := _created(job)) is not None)
+    return [job for *_, job in sorted(known, key=lambda found: found[:2], reverse=True)]
+
+
+def _created(job: Job) -> float | None:
+    """None for a job that is just being removed, or that a power cut left without its contents."""
+    try:
+        _, state = job.request, job.written_state
+        return state.created
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def ahead(job: Job) -> list[Job]:

@@ -21,6 +21,7 @@ from omni_app.server.forecast import expected, forecast
 from omni_app.settings import Settings
 from omni_app.ui.operators import Operators
 from omni_app.ui.quantize import QuantizePage
+from quantize import job
 from tests.server import model_folder
 from tests.stand_in_worker import small_model, stand_in
 
@@ -145,6 +146,18 @@ def test_a_dead_job_is_interrupted_and_its_old_steps_are_told_apart(tmp_path: Pa
     assert job.state.status == "interrupted"
     assert "capture, 7 of 20" in job.state.message
     assert [one.time for one in job.steps(100.0)] == [150.0]
+
+
+def test_a_job_without_contents_hides_no_other(quantizer: Quantizer, tmp_path: Path) -> None:
+    """As a power cut leaves a job that was just made."""
+    asked = job.Request(str(tmp_path), str(tmp_path / "out"), recipe=None, task="convert")
+    jobs = tmp_path / "data/jobs"
+    lost, half, whole = (job.create(jobs, asked) for _ in range(3))
+    (lost.folder / "state.json").write_text("")
+    (half.folder / "request.json").write_text("")
+    assert job.find(jobs) == [whole]
+    assert job.ahead(whole) == []
+    assert [one.folder for one in quantizer.jobs()] == [whole.folder]
 
 
 def test_a_report_that_is_being_written_is_none(tmp_path: Path) -> None:
