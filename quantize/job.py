@@ -178,7 +178,14 @@ def _step(line: str) -> Progress | None:
 
 
 def create(jobs: Path, request: Request) -> Job:
-    """A new job in the queue. Nothing runs before `start`, or `supervisor.run` in this process."""
+    """A new job in the queue. Nothing runs before `start`, or `supervisor.run` in this process.
+
+    Raises BadRequest for names that no page and no card could tell.
+    """
+    try:
+        json.dumps(asdict(request), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest("A folder's name is no UTF-8, so neither page nor card can tell it; rename it.") from error
     now = time.time()
     stem = re.sub(r"[^\w.-]+", "-", Path(request.output).name)[:40]
     job = Job(jobs.absolute() / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{stem}-{secrets.token_hex(2)}")

@@ -59,6 +59,12 @@ def test_request_survives_the_disk(tmp_path: Path) -> None:
     assert job.create(tmp_path / "jobs", asked).request == asked
 
 
+def test_names_that_cannot_be_told_are_refused_rather_than_lose_the_result_to_its_card(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"no UTF-8.*rename it"):
+        made(tmp_path, os.fsdecode(b"mod\xe8le"))
+    assert made(tmp_path, "modèle 模型 🗣").request.output == f"{tmp_path}/modèle 模型 🗣"
+
+
 def test_jobs_are_found_again_newest_first(tmp_path: Path) -> None:
     first, second = made(tmp_path), made(tmp_path)
     assert job.find(tmp_path / "jobs") == [second, first]
