@@ -12,6 +12,7 @@ import pytest
 from quantize import formats
 from quantize.checkpoint import Checkpoint, Tensor
 from quantize.verify.described import described
+from quantize.verify.names import names
 
 ROWS, COLUMNS = 256, 512
 NVFP4 = {"weight_packed": ("U8", (ROWS, COLUMNS // 2)), "weight_scale": ("F8_E4M3", (ROWS, COLUMNS // 16)),
@@ -79,6 +80,28 @@ def test_what_is_stored_as_described(stored: Stored, config: dict[str, Any]) -> 
 )
 def test_what_is_stored_otherwise(stored: Stored, config: dict[str, Any]) -> None:
     assert not passes(stored, config)
+
+
+@pytest.mark.parametrize(
+    ("targets", "ignore", "wrong"),
+    [
+        (["Linear"], ["re:.*o_proj$"], 0),
+        (["Linear"], [], 1),
+        (["re:.*q_proj$"], [], 0),
+        (["model.layers.0.self_attn.q_proj"], [], 0),
+        (["re:.*mlp.*"], [], 1),
+        ([], [], 1),
+    ],
+)
+def test_layers_are_built_as_targets_and_ignore_say(targets: list[str], ignore: list[str], wrong: int) -> None:
+    owner = "model.layers.0.self_attn"
+    stored = {f"{owner}.q_proj.{last}": Tensor("", dtype, shape, 0, "") for last, (dtype, shape) in NVFP4.items()}
+    tensors = {**stored, f"{owner}.o_proj.weight": Tensor("", "BF16", (ROWS, COLUMNS), 0, "")}
+    config = said("nvfp4-pack-quantized", {**A16, "targets": targets})
+    config["quantization_config"]["ignore"] = ignore
+    found = names(Checkpoint(Path(), config, tensors), formats.layers(tensors))
+    assert len(found.offenders) == wrong
+    assert found.passed is not bool(wrong)
 
 
 @pytest.mark.parametrize(
