@@ -33,7 +33,7 @@ def _venv() -> Path:
 
 
 def ready() -> bool:
-    return _VARIABLE in os.environ or _here() or (_venv() / "ready").exists()
+    return bool(os.environ.get(_VARIABLE)) or _here() or (_venv() / "ready").exists()
 
 
 def _here() -> bool:
@@ -79,7 +79,7 @@ def built() -> Path:
 
 def _usable(named: Path) -> Path:
     if shutil.which(named) is None:
-        where = _VARIABLE if _VARIABLE in os.environ else "The quantizer's environment"
+        where = _VARIABLE if os.environ.get(_VARIABLE) else "The quantizer's environment"
         raise QuantizeError(f"{where} has no interpreter at {named}; mend that, or build it with `make quantize-env`.")
     return named
 

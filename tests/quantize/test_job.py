@@ -391,6 +391,12 @@ def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path, monkeypatch: p
     assert "OMNI_QUANTIZE_PYTHON has no interpreter at" in state.message
 
 
+def test_an_empty_variable_names_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_QUANTIZE_PYTHON", "")
+    monkeypatch.setenv("OMNI_QUANTIZE_VENV", str(tmp_path / "not-built"))
+    assert not environment.ready()
+
+
 def test_progress_tells_the_time_left(tmp_path: Path) -> None:
     now = iter([100.0, 110.0])
     tell = Reporter(tmp_path / "progress.jsonl", lambda: next(now))
