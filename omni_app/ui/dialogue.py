@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from omni_app.conversation import Event, Message, Part, ReplyOptions
 from omni_app.engines.base import check_kinds, named_kinds
@@ -27,7 +28,8 @@ class Dialogues:
         self._turnstile = turnstile or Turnstile()
         self._store = store
         self._replies = replies
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._locks = WeakValueDictionary[tuple[str, str], asyncio.Lock]()
+        """Each lives as long as somebody holds it or waits for it."""
 
     @property
     def speaks(self) -> bool:
@@ -51,13 +53,10 @@ class Dialogues:
     @asynccontextmanager
     async def alone(self, conversation: Conversation) -> AsyncIterator[None]:
         """Nothing else changes this conversation meanwhile, and no answer is being made in it."""
-        key = (conversation.visitor, conversation.id)
-        lock = self._locks.setdefault(key, asyncio.Lock())
+        lock = self._locks.setdefault((conversation.visitor, conversation.id), asyncio.Lock())
         async with lock:
             await self.stop(conversation)
             yield
-        if not lock.locked():
-            self._locks.pop(key, None)
 
     async def stop(self, conversation: Conversation) -> None:
         """Returns when the engine has let go of the answer; it stays, as far as it had come."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from omni_app.conversation import Part, ReplyOptions
+from omni_app.conversation import Event, Message, Part, ReplyOptions
 from omni_app.runner import Runner
 from omni_app.turnstile import Turnstile
 from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
@@ -21,8 +21,8 @@ SPEAKING = ReplyOptions()
 
 
 class House:
-    def __init__(self, folder: Path) -> None:
-        self.engine = ScriptedEngine(word_seconds=0.01)
+    def __init__(self, folder: Path, engine: ScriptedEngine | None = None) -> None:
+        self.engine = engine or ScriptedEngine(word_seconds=0.01)
         self.runner = Runner(self.engine, "", 8)
         self.store, self.replies = Store(folder), Replies()
         self.dialogues = Dialogues(self.runner, self.store, self.replies)
@@ -62,6 +62,44 @@ async def test_six_questions_at_once_are_kept_in_order_each_with_its_answer(hous
     assert house.conversation.turns[-1].text == "echo: slow question 5 "
     assert all(reply.done for reply in replies)
     assert house.engine.working == 0
+
+
+class Reluctant(ScriptedEngine):
+    """Lets go of an answer only when it is allowed to."""
+
+    def __init__(self) -> None:
+        super().__init__(word_seconds=0.01)
+        self.may_let_go = asyncio.Semaphore(0)
+
+    async def _events(self, message: Message, options: ReplyOptions) -> AsyncGenerator[Event, None]:
+        try:
+            async for event in super()._events(message, options):
+                yield event
+        finally:
+            await self.may_let_go.acquire()
+
+
+async def test_a_question_waits_for_those_before_it_also_when_it_comes_while_one_of_them_gets_its_turn(
+    tmp_path: Path,
+) -> None:
+    engine = Reluctant()
+    house = House(tmp_path, engine)
+    house.runner.start()
+    first = await house.say(asking("slow long question 0"))
+    await first.wait(5)
+    asked = [asyncio.create_task(house.say(asking("slow long question 1")))]
+    asked.append(asyncio.create_task(house.say(asking("question 2"))))
+    await asyncio.sleep(0)  # the first of them waits for the engine to let go, the second for the first
+    engine.may_let_go.release()
+    await (await asked[0]).wait(5)
+    asked.append(asyncio.create_task(house.say(asking("question 3"))))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        engine.may_let_go.release()
+    for one in await asyncio.gather(*asked):
+        await ended(one)
+    assert [turn.role for turn in house.conversation.turns] == ["user", "assistant"] * 4
+    await house.runner.close()
 
 
 async def test_retry_replaces_the_answer_and_its_file(house: House) -> None:
