@@ -31,8 +31,8 @@ class _Tenant:
         self.idle = asyncio.Event()
         self.idle.set()
         self.last_used = time.monotonic()
-        self.rests = False
-        """Not started yet, and to be started only by a question."""
+        self.rests: EngineStatus | None = None
+        """Set while only a question starts it: what the one before it could do, which a fresh one does not know yet."""
 
     def start(self) -> None:
         """After a failed start this tries again; while one runs, or after a good one, it does nothing."""
@@ -55,7 +55,7 @@ class _Tenant:
     async def started(self) -> None:
         """Raises EngineUnavailable when it has not been started, or could not."""
         if self.failure or self.rests:
-            self.rests = False
+            self.rests = None
             self.start()
         if self.starting is None:
             raise EngineUnavailable("The engine has not been started.")
@@ -117,9 +117,10 @@ class Runner:
         self._tenant.start()
 
     def rest(self, engine: Engine, chosen_because: str) -> None:
-        """Let go of all memory; this fresh engine starts with the next question."""
+        """Let go of all memory; this fresh engine of the same kind starts with the next question."""
+        awake = self.engine.status()
         self._move_to(engine, chosen_because)
-        self._tenant.rests = True
+        self._tenant.rests = dataclasses.replace(awake, ready=True, why=RESTING)
 
     def _move_to(self, engine: Engine, chosen_because: str) -> None:
         leaving, self._tenant = self._tenant, _Tenant(engine)
@@ -129,11 +130,11 @@ class Runner:
         task.add_done_callback(self._leaving.discard)
 
     def status(self) -> EngineStatus:
+        if self._tenant.rests:
+            return self._tenant.rests
         status = self.engine.status()
         if self._tenant.failure:
             return dataclasses.replace(status, ready=False, why=self._tenant.failure)
-        if self._tenant.rests:
-            return dataclasses.replace(status, ready=True, why=RESTING)
         return status
 
     async def reply(self, messages: Sequence[Message], options: ReplyOptions) -> AsyncGenerator[Event, None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from starlette.requests import HTTPConnection
 from omni_app import api
 from omni_app.access import address_of
 from omni_app.conversation import Event, Message, ReplyOptions, TextDelta
+from omni_app.engines.base import EngineStatus
 from omni_app.media import Limits
 from omni_app.runner import Runner
 from omni_app.settings import Settings
@@ -101,8 +103,16 @@ async def test_the_api_refuses_with_429_and_says_when_to_try_again(serve: Serve,
     await runner.close()
 
 
+class Mute(ScriptedEngine):
+    """Does not know before its start that it has a voice."""
+
+    def status(self) -> EngineStatus:
+        known = super().status()
+        return known if self.started else replace(known, speaks=False, voices=())
+
+
 async def test_a_resting_engine_is_ready_and_wakes_with_the_next_question() -> None:
-    first, second = ScriptedEngine(0.0), ScriptedEngine(0.0)
+    first, second = Mute(0.0), Mute(0.0)
     runner = Runner(first, "", 4)
     runner.start()
     asked = [Message.of("user", "hello")]
@@ -112,6 +122,7 @@ async def test_a_resting_engine_is_ready_and_wakes_with_the_next_question() -> N
     await first.closed.wait()
     assert not second.started
     assert runner.status().ready
+    assert (runner.status().speaks, runner.status().voices) == (True, ("low", "high"))
     assert "rests" in runner.status().why
     assert runner.idle_seconds == 0
     assert await heard(runner.reply(asked, ReplyOptions(speech=False))) > 0
