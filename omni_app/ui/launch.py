@@ -74,10 +74,12 @@ async def serve_from_the_start(settings: Settings, runner: Runner) -> None:
 
 
 async def rest_when_idle(settings: Settings, runner: Runner) -> None:
-    """Give the builtin engine's memory back when nobody asks anything; a remote one holds none of ours."""
+    """Give the builtin engine's memory back when nobody asks anything; a remote one holds none of ours, and one that
+    still fetches its models is not to begin anew."""
     while settings.idle_minutes:
         await asyncio.sleep(LOOK_EVERY_SECONDS)
-        if runner.idle_seconds > 60 * settings.idle_minutes and runner.engine.status().name == BUILTIN:
+        status = runner.status()
+        if runner.idle_seconds > 60 * settings.idle_minutes and status.ready and status.name == BUILTIN:
             runner.rest(*choose(settings))
 
 

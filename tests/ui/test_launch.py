@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,8 +15,10 @@ import pytest
 from gradio_client import Client
 from pydantic import SecretStr
 
+from omni_app.engines.base import EngineStatus
 from omni_app.runner import Runner
 from omni_app.settings import Settings
+from omni_app.ui import launch
 from omni_app.ui.launch import _warn_of_exposure, serve
 from tests.scripted import ScriptedEngine
 from tests.ui.conftest import App
@@ -136,6 +140,34 @@ def test_open_doors_are_announced(settings: Settings, warned: bool, caplog: pyte
     with caplog.at_level(logging.WARNING):
         _warn_of_exposure(settings)
     assert ("OMNI_AUTH" in caplog.text) == warned
+
+
+class Loading(ScriptedEngine):
+    """A builtin engine that is ready when it is told to be."""
+
+    def status(self) -> EngineStatus:
+        return replace(super().status(), name="builtin")
+
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_still_loads_is_not_sent_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, fresh = Loading(), Loading()
+    runner = Runner(engine, "", 1)
+    runner.start()
+    monkeypatch.setattr(launch, "LOOK_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(launch, "choose", lambda _: (fresh, ""))
+    watching = asyncio.create_task(launch.rest_when_idle(Settings(idle_minutes=1e-9), runner))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert runner.engine is engine
+    engine.started = True
+    await asyncio.wait_for(engine.closed.wait(), 5)
+    assert runner.engine is fresh
+    watching.cancel()
+    await runner.close()
 
 
 def test_default_start_loads_nothing_heavy() -> None:
