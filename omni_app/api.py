@@ -181,7 +181,8 @@ class _Api:
         if asked.model and asked.model not in names:
             known = ", ".join(f'"{name}"' for name in names if name)
             raise NotOffered(f'The model "{asked.model[:100]}" is not served here. Served: {known}.')
-        if asked.options.speech and not asked.text and not status.speaks:
+        # Before it is ready an engine does not know yet whether it speaks; then it is waited for.
+        if asked.options.speech and not asked.text and status.ready and not status.speaks:
             raise BadRequest('This engine does not speak. Ask with "modalities": ["text"].')
         for spec in asked.messages:
             check_count(sum(isinstance(part, wire.MediaRef) for part in spec.parts), self._limits)

@@ -39,6 +39,13 @@ class TestRefusals:
         assert "does not speak" in said(await ask(client, modalities=["audio"]), 400)
         assert (await ask(client)).json()["choices"][0]["message"]["content"] == "mute"
 
+    async def test_an_engine_that_does_not_know_yet_whether_it_speaks_is_waited_for(self, api: Any) -> None:
+        engine = FakeEngine()
+        engine.ready = engine.speaks = False
+        assert (await ask(await api(engine), modalities=["audio"])).status_code == 200
+        engine.script = (EngineUnavailable("Nobody answers there."),)
+        assert "Nobody answers" in said(await ask(await api(engine), modalities=["audio"]), 503)
+
     @pytest.mark.parametrize(
         ("method", "path"),
         [
