@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 from omni_app import wire
 from omni_app.access import Guard, Inbox, address_of, failure, while_connected
 from omni_app.conversation import Event, Message, Part, ReplyEnd, ReplyOptions
-from omni_app.engines.base import EngineStatus
+from omni_app.engines.base import EngineStatus, spelled
 from omni_app.errors import BadRequest, EngineFailed, MediaRejected, OmniError, unkept
 from omni_app.media import Limits, check_count, check_text, ingest_data_url
 from omni_app.meter import ReplyMeter
@@ -187,7 +187,7 @@ class _Api:
         for spec in asked.messages:
             check_count(sum(isinstance(part, wire.MediaRef) for part in spec.parts), self._limits)
             check_text("\n".join(part for part in spec.parts if isinstance(part, str)), self._limits)
-        options = dataclasses.replace(asked.options, voice=_voice(asked.options.voice, status.voices))
+        options = dataclasses.replace(asked.options, voice=spelled(asked.options.voice, status.voices))
         return dataclasses.replace(asked, options=options)
 
     async def _messages(self, asked: wire.ChatRequest, folder: Path) -> list[Message]:
@@ -262,16 +262,6 @@ def _sweep(requests: Path) -> None:
     for left in requests.glob("*"):
         if left.name == str(os.getpid()) or not (left.name.isdecimal() and psutil.pid_exists(int(left.name))):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _voice(asked: str | None, voices: Sequence[str]) -> str | None:
-    """The engine's own spelling of a voice. Raises BadRequest."""
-    if asked is None or not voices:
-        return asked
-    for voice in voices:
-        if voice.lower() == asked.lower():
-            return voice
-    raise BadRequest(f'There is no voice "{asked[:50]}" here. There are: {", ".join(voices)}.')
 
 
 def _json(body: object, status: int = 200) -> Response:

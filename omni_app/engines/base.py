@@ -80,6 +80,12 @@ def named_kinds(modalities: Collection[Kind]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def spelled(voice: str | None, voices: Iterable[str]) -> str | None:
+    """The engine's own spelling of a voice: some tell capitals from small letters. A voice that is not among those that
+    it names is its own to refuse, since it may not know them all."""
+    return next((one for one in voices if voice and one.lower() == voice.lower()), voice)
+
+
 def check_numbers(options: ReplyOptions) -> None:
     """Raises BadRequest for a token limit or a temperature that no engine takes."""
     if options.max_tokens is not None and options.max_tokens < 1:

@@ -153,5 +153,5 @@ def _check(messages: Sequence[Message], options: ReplyOptions, voices: Sequence[
     if not messages or messages[-1].role != "user":
         raise BadRequest("There is no message to answer: the last one must be from the user.")
     if options.speech and options.voice is not None and voices and options.voice not in voices:
-        raise BadRequest(f"There is no voice called {options.voice}; choose one of {', '.join(voices)}.")
+        raise BadRequest(f"There is no voice called {options.voice[:50]}; choose one of {', '.join(voices)}.")
     check_numbers(options)

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from omni_app import wire
 from omni_app.conversation import Event, Kind, Message, Part, ReplyOptions
-from omni_app.engines.base import KIND_NAMES, EngineStatus, check_kinds, named_kinds
+from omni_app.engines.base import KIND_NAMES, EngineStatus, check_kinds, named_kinds, spelled
 from omni_app.engines.dialects import OWN, Dialect, recognise, translated
 from omni_app.engines.probing import Abilities, abilities
 from omni_app.errors import BadRequest, EngineUnavailable, OmniError
@@ -146,7 +146,7 @@ def _written(messages: Sequence[Message], options: ReplyOptions, served: Served)
     the event loop."""
     can, dialect = served.can, served.dialect
     options = replace(
-        options, speech=options.speech and can.speaks, voice=_spelled(options.voice, can.voices),
+        options, speech=options.speech and can.speaks, voice=spelled(options.voice, can.voices),
         max_tokens=options.max_tokens or _default_limit(can.context),
     )  # fmt: skip
     seen = [_without(message, can.modalities) for message in messages]
@@ -158,11 +158,6 @@ def _written(messages: Sequence[Message], options: ReplyOptions, served: Served)
 def _default_limit(context: int | None) -> int:
     """Half the context at most: a limit that leaves no room for the question is refused."""
     return min(wire.DEFAULT_MAX_TOKENS, context // 2) if context else wire.DEFAULT_MAX_TOKENS
-
-
-def _spelled(voice: str | None, voices: Sequence[str]) -> str | None:
-    """The server's own spelling: TensorRT Edge-LLM tells capitals from small letters."""
-    return next((one for one in voices if voice and one.lower() == voice.lower()), voice)
 
 
 def _without(message: Message, modalities: Collection[Kind]) -> Message:

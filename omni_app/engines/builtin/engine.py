@@ -100,7 +100,7 @@ class BuiltinEngine:
     def _speech(self, options: ReplyOptions, outbox: Outbox) -> Speech | None:
         voices = self._voice.voices
         if options.voice is not None and options.voice not in voices:
-            raise BadRequest(f"There is no voice called {options.voice}; choose one of {', '.join(voices)}.")
+            raise BadRequest(f"There is no voice called {options.voice[:50]}; choose one of {', '.join(voices)}.")
         if not (options.speech and self._speaks):
             return None
         return self._voice.utterance(options.voice, outbox.cancelled.is_set)

@@ -66,7 +66,7 @@ class Speaker:
         """One reply's speech. Raises BadRequest for a voice that does not exist."""
         chosen = voice or self.default_voice
         if chosen not in self.voices:
-            raise BadRequest(f"There is no voice called {chosen}; choose one of {', '.join(self.voices)}.")
+            raise BadRequest(f"There is no voice called {chosen[:50]}; choose one of {', '.join(self.voices)}.")
         rtf = self._speed.rtf if chosen in KOKORO_NAMES else _ESPEAK_RTF
         return Utterance(self, chosen, cancelled, Pace(self._clock, rtf))
 
