@@ -60,12 +60,14 @@ class LiveReply:
         self._task.add_done_callback(lambda task: self._end(task, finished))
 
     async def stop(self) -> None:
-        """Stop text and speech now; returns when the engine has let go. Safe at any time, and twice."""
+        """Stop text and speech now; returns when the engine has let go, and what it said is kept. Safe at any time, and
+        twice."""
         self.stopped = self.silent = True
         self._notify()
-        if self._task is not None and not self._task.done():
+        if self._task is not None:
             self._task.cancel()
-            await asyncio.wait({self._task})
+            while not self.done:  # a task that has just ended is told of a little later
+                await self._changed.wait()
 
     def abandon(self) -> None:
         """Stop without waiting, for a visitor who has left."""
@@ -111,8 +113,10 @@ class LiveReply:
         self.note = self.note or self._recording.problem
         self.figures = self._meter.line()
         self.done = True
-        finished(self)
-        self._notify()
+        try:
+            finished(self)
+        finally:
+            self._notify()
 
     def _take(self, event: Event) -> None:
         match event:

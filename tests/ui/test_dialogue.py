@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omni_app.conversation import Event, Message, Part, ReplyOptions
+from omni_app.conversation import Event, Message, Part, ReplyOptions, TextDelta
 from omni_app.runner import Runner
 from omni_app.turnstile import Turnstile
 from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
@@ -99,6 +99,30 @@ async def test_a_question_waits_for_those_before_it_also_when_it_comes_while_one
     for one in await asyncio.gather(*asked):
         await ended(one)
     assert [turn.role for turn in house.conversation.turns] == ["user", "assistant"] * 4
+    await house.runner.close()
+
+
+async def test_a_question_at_the_very_moment_in_which_an_answer_ends_comes_after_it(tmp_path: Path) -> None:
+    over = asyncio.Event()
+
+    class Waiting(ScriptedEngine):
+        async def _events(self, message: Message, options: ReplyOptions) -> AsyncGenerator[Event, None]:
+            yield TextDelta(message.text)
+            await over.wait()
+
+    async def at_the_end() -> LiveReply:
+        await over.wait()
+        return await house.say(asking("second"))
+
+    house = House(tmp_path, Waiting())
+    house.runner.start()
+    first = await house.say(asking("first"))
+    await first.wait(5)
+    second = asyncio.create_task(at_the_end())
+    await asyncio.sleep(0)
+    over.set()
+    await ended(await second)
+    assert [turn.text for turn in house.conversation.turns] == ["first", "first", "second", "second"]
     await house.runner.close()
 
 
