@@ -12,6 +12,11 @@ Role = Literal["system", "user", "assistant"]
 EndReason = Literal["stop", "length", "cancelled"]
 
 
+def clean(text: str) -> str:
+    """Half surrogate pairs, which JSON can carry and UTF-8 cannot, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One piece of a message: a text, or a media file that `omni_app.media` has checked and normalised.

@@ -191,7 +191,11 @@ class TestEncode:
         assert "It broke." in str(error)
 
     def test_half_a_surrogate_pair_does_not_break_the_stream(self) -> None:
-        assert decoded(encoded([TextDelta("\ud83d!"), ReplyEnd()], asked())) == [TextDelta("?!"), ReplyEnd()]
+        said = [Heard("\ud83d."), TextDelta("\ud83d!"), ReplyEnd()]
+        assert decoded(encoded(said, asked())) == [Heard("?."), TextDelta("?!"), ReplyEnd()]
+
+    def test_half_a_surrogate_pair_in_an_error(self) -> None:
+        assert "?!" in str(error_from(400, b'{"error": "\\ud83d!"}', server="The server"))
 
     def test_one_body_has_everything_in_one_choice(self) -> None:
         body = completion_body(REPLY, asked(), "tiny")

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import gradio as gr
 
-from omni_app.conversation import Part, ReplyOptions
+from omni_app.conversation import Part, ReplyOptions, clean
 from omni_app.errors import BadRequest, OmniError
 from omni_app.hub_login import person_of
 from omni_app.media import Limits, check_count, check_text, ingest
@@ -47,7 +47,7 @@ class Wishes:
     def options(self) -> ReplyOptions:
         return ReplyOptions(
             speech=self.speech,
-            voice=None if self.voice_name in ("", AUTOMATIC) else self.voice_name,
+            voice=None if self.voice_name in ("", None, AUTOMATIC) else clean(self.voice_name),
             max_tokens=int(self.max_tokens) or None,
             temperature=float(self.temperature),
         )
@@ -69,7 +69,7 @@ class Chat:
     async def send(self, request: gr.Request, box: dict[str, Any], key: str, *wishes: Any) -> Updates:
         """A typed message with its files. What cannot be taken is refused with its reason and stays in the box."""
         conversation = self._tabs.opened(request, key)
-        text = str(box.get("text") or "").strip()
+        text = clean(str(box.get("text") or "")).strip()
         try:
             check_text(text, self._limits)
             media = await self._ingest([Path(path) for path in box.get("files") or []], conversation)
@@ -105,7 +105,7 @@ class Chat:
         """Say an earlier message differently: what came after it goes, its files stay."""
         conversation = self._tabs.opened(request, key)
         index = _index(event)
-        text = render.typed(str(event.value)).strip()
+        text = clean(render.typed(str(event.value))).strip()
         try:
             media = self._editable(conversation, index).media
             check_text(text, self._limits)
@@ -229,7 +229,7 @@ class Chat:
     ) -> Updates:
         """The reply runs before anything is yielded: each yield costs the visitor some milliseconds."""
         wish = Wishes(*wishes)
-        prompt = wish.system_prompt or ""
+        prompt = clean(wish.system_prompt or "")
         person = person_of(request.request)
         reply, problem = await self._dialogues.answer(
             conversation, change, wish.options(), prompt, person.name if person else ""

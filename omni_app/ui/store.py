@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omni_app.conversation import Message, Part
+from omni_app.conversation import Message, Part, clean
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Store:
 
     def rename(self, conversation: Conversation, title: str) -> str:
         """What `save` says of it; an empty title leaves the choice to us again."""
-        words = " ".join(title.split())[:60]
+        words = " ".join(clean(title).split())[:60]
         conversation.title, conversation.named = words, bool(words)
         return self.save(conversation)
 

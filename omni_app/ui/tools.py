@@ -13,7 +13,7 @@ import gradio as gr
 from starlette.requests import Request
 
 from omni_app.access import address_of
-from omni_app.conversation import AudioDelta, Event, Message, ReplyOptions, TextDelta
+from omni_app.conversation import AudioDelta, Event, Message, ReplyOptions, TextDelta, clean
 from omni_app.errors import BadRequest, OmniError, unkept
 from omni_app.media import Limits, check_text, ingest_data_url
 from omni_app.media.audio import WavWriter
@@ -56,8 +56,8 @@ def ask_tool(runner: Runner, limits: Limits, turnstile: Turnstile | None = None,
                 _check_types(message, attachment, speech, voice)
                 check_text(message, limits)
                 media = [await ingest_data_url(attachment, into=Path(folder), limits=limits)] if attachment else []
-                options = ReplyOptions(speech=bool(speech), voice=voice or None)
-                reply = runner.reply([Message.of("user", message, *media)], options)
+                options = ReplyOptions(speech=bool(speech), voice=clean(voice or "") or None)
+                reply = runner.reply([Message.of("user", clean(message), *media)], options)
                 return await _whole(turnstile.through(_caller(request, proxies), reply), Path(folder))
             except OmniError as error:
                 raise ToolError(str(error), print_exception=False) from error

@@ -14,7 +14,7 @@ import struct
 import wave
 from collections.abc import Iterator, Mapping
 
-from omni_app.conversation import AudioDelta, EndReason, Event, Heard, ReplyEnd, ReplyStats, TextDelta
+from omni_app.conversation import AudioDelta, EndReason, Event, Heard, ReplyEnd, ReplyStats, TextDelta, clean
 from omni_app.errors import EngineFailed
 from omni_app.wire.faults import error_in_stream
 
@@ -77,7 +77,7 @@ class ReplyDecoder:
             raise error_in_stream(chunk, begun=self._begun)
         heard = chunk.get("heard")
         if isinstance(heard, str):
-            yield Heard(heard)
+            yield Heard(clean(heard))
         self._count(chunk)
         for choice in _mappings(chunk.get("choices")):
             self._finish = _text_or_none(choice.get("finish_reason")) or self._finish
@@ -97,7 +97,7 @@ class ReplyDecoder:
         if modality == "audio":
             yield from decode_sound(content, _mapping(choice.get("audio_metadata")))
         elif modality in (None, "text"):
-            yield TextDelta(_clean(content))
+            yield TextDelta(clean(content))
 
     def _count(self, chunk: Mapping[str, object]) -> None:
         usage = _mapping(chunk.get("usage"))
@@ -128,10 +128,10 @@ def decode_body(body: object, max_tokens: int | None = None) -> list[Event]:
     choices = _mappings(whole.get("choices"))
     if not choices:
         raise EngineFailed("The model's server sent an answer in a form that this app does not know.")
-    events: list[Event] = [Heard(heard)] if isinstance(heard := whole.get("heard"), str) else []
+    events: list[Event] = [Heard(clean(heard))] if isinstance(heard := whole.get("heard"), str) else []
     messages = [_mapping(choice.get("message")) for choice in choices]
     written = [content for message in messages if isinstance(content := message.get("content"), str) and content]
-    events += [TextDelta(_clean(content)) for content in written]
+    events += [TextDelta(clean(content)) for content in written]
     for choice, message in zip(choices, messages, strict=True):
         audio = _mapping(message.get("audio"))
         events += _spoken(audio, with_text=not written, metadata=_mapping(choice.get("audio_metadata")))
@@ -148,7 +148,7 @@ def _spoken(
     TensorRT Edge-LLM adds `format` and `sample_rate`; without one the sound is 24 kHz, as OpenAI's pcm16 is."""
     transcript, data = audio.get("transcript"), audio.get("data")
     if with_text and isinstance(transcript, str) and transcript:
-        yield TextDelta(_clean(transcript))
+        yield TextDelta(clean(transcript))
     if isinstance(data, str):
         given = {"format": audio.get("format"), "sample_rate_hz": audio.get("sample_rate")}
         yield from decode_sound(data, metadata or given)
@@ -246,8 +246,3 @@ def _mappings(given: object) -> list[Mapping[str, object]]:
 
 def _text_or_none(given: object) -> str | None:
     return given if isinstance(given, str) else None
-
-
-def _clean(text: str) -> str:
-    """Half surrogate pairs, which JSON can carry and UTF-8 cannot, become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")

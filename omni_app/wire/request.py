@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from omni_app.conversation import Kind, ReplyOptions, Role
+from omni_app.conversation import Kind, ReplyOptions, Role, clean
 from omni_app.errors import BadRequest
 
 AudioFormat = Literal["pcm", "wav"]
@@ -98,7 +98,7 @@ def _content(given: object, at: str) -> tuple[str | MediaRef, ...]:
     if given is None:
         return ()
     if isinstance(given, str):
-        return (_clean(given),) if given.strip() else ()
+        return (clean(given),) if given.strip() else ()
     if not isinstance(given, list):
         raise BadRequest(f"{at}.content must be a text or a list of parts.")
     parts = (_part(one, f"{at}.content[{index}]") for index, one in enumerate(given))
@@ -112,13 +112,13 @@ def _part(given: object, at: str) -> str | MediaRef:
     if kind == "text":
         if not isinstance(given.get("text"), str):
             raise BadRequest(f"{at}.text must be a text.")
-        return _clean(given["text"]) if given["text"].strip() else ""
+        return clean(given["text"]) if given["text"].strip() else ""
     if kind in URL_PARTS:
         return MediaRef(URL_PARTS[kind], _url(given.get(kind), f"{at}.{kind}"))
     if kind == "input_audio":
         return _input_audio(given.get(kind), f"{at}.{kind}")
     raise BadRequest(
-        f'{at}: the type "{_clean(kind)[:40]}" is not known here. '
+        f'{at}: the type "{clean(kind)[:40]}" is not known here. '
         "Known are text, image_url, audio_url, video_url and input_audio."
     )
 
@@ -199,7 +199,7 @@ def _string(body: Mapping[str, object], key: str) -> str | None:
     given = body.get(key)
     if not isinstance(given, str | None):
         raise BadRequest(f'"{key}" must be a text.')
-    return _clean(given) if given else None
+    return clean(given) if given else None
 
 
 def _object(body: Mapping[str, object], key: str) -> Mapping[str, object]:
@@ -213,8 +213,3 @@ def _object(body: Mapping[str, object], key: str) -> Mapping[str, object]:
 
 def _name(given: object) -> str:
     return given if isinstance(given, str) else ""
-
-
-def _clean(text: str) -> str:
-    """Half surrogate pairs, which JSON can carry and UTF-8 cannot, become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -32,6 +32,31 @@ def test_edit_drops_what_came_after_and_asks_again(visit: Visit) -> None:
     expect(bot(visitor).first).to_have_text("echo: changed <b>")
 
 
+def test_half_an_emoji_becomes_a_question_mark_and_the_conversation_goes_on(visit: Visit) -> None:
+    visitor = visit()
+    typed(visitor, "#box textarea", "half \ud83d")
+    visitor.box.press("Enter")
+    finished(visitor)
+    expect(bot(visitor).first).to_have_text("echo: half ?")
+    typed(visitor, "#title textarea", "title \ud83d")
+    visitor.page.locator("#title textarea").blur()
+    expect(visitor.page.locator("#history")).to_contain_text("title ?")
+    press(visitor, "Edit")
+    typed(visitor, "textarea.edit-textarea", "other \ud83d")
+    press(visitor, "Submit")
+    expect(bot(visitor).first).to_have_text("echo: other ?")
+
+
+def typed(visitor: Visitor, where: str, text: str) -> None:
+    """As `fill`, which has no way to carry half an emoji."""
+    js = """(field, text) => {
+      field.focus();
+      Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), 'value').set.call(field, text);
+      field.dispatchEvent(new Event('input', {bubbles: true}));
+    }"""
+    visitor.page.locator(where).evaluate(js, text)
+
+
 def test_edit_to_nothing_is_refused_and_nothing_is_lost(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("first")

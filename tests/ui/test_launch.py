@@ -24,6 +24,8 @@ from tests.scripted import ScriptedEngine
 from tests.ui.conftest import App
 
 HTML = {"accept": "text/html"}
+JSON = {"content-type": "application/json"}
+HALF = b'{"data": ["half \\ud83d", "", false, ""]}'  # an emoji cut in two
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,8 @@ def test_gradio_client_and_mcp_offer_the_one_tool(app: App) -> None:
     text, speech = client.predict("hello", "", True, "", api_name="/ask")
     assert text == "echo: hello "
     assert speech.startswith("data:audio/wav;base64,UklGR")
+    half = httpx.post(app.url + "gradio_api/run/ask", content=HALF, headers=JSON)
+    assert half.json()["data"][0] == "echo: half ? "
     schema = httpx.get(app.url + "gradio_api/mcp/schema").json()
     assert [tool["name"] for tool in schema] == ["ask"]
 
