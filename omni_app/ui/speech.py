@@ -9,20 +9,24 @@ They live under `/gradio_api/` so that they also pass a front proxy which forwar
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from omni_app.access import Inbox
 from omni_app.conversation import AudioDelta, Part
 from omni_app.errors import MediaRejected, OmniError, unkept
 from omni_app.media import Limits, ingest
 from omni_app.ui.live import Replies
 from omni_app.ui.visitor import visitor_of
+
+log = logging.getLogger(__name__)
 
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Content-Encoding": "identity"}
 _MOST_UTTERANCES = 256
@@ -59,7 +63,7 @@ class Utterances:
 
 
 def routes(replies: Replies, utterances: Utterances, limits: Limits) -> list[Route]:
-    most_bytes = limits.max_upload_mb * 1_000_000
+    inbox = Inbox(limits.max_bytes)
 
     async def voice(request: Request) -> Response:
         reply = replies.heard_by(visitor_of(request), request.path_params["run"])
@@ -76,15 +80,14 @@ def routes(replies: Replies, utterances: Utterances, limits: Limits) -> list[Rou
         visitor = visitor_of(request)
         if not visitor:
             return _refused("This page needs its cookie, and your login where it asks for one. Please reload it.", 403)
-        sound = bytearray()
-        async for chunk in request.stream():
-            sound += chunk
-            if len(sound) > most_bytes:
-                return _refused(f"A recording may have at most {limits.max_upload_mb} MB.", 413)
         try:
-            return JSONResponse({"id": await utterances.keep(visitor, bytes(sound))})
+            async with inbox.raw(request) as sound:
+                return JSONResponse({"id": await utterances.keep(visitor, bytes(sound))})
         except OmniError as error:
             return _refused(str(error), error.status)
+        except ClientDisconnect:
+            log.info("a visitor left while sending a recording")
+            return Response()
 
     return [
         Route("/gradio_api/voice/{run}", voice, methods=["GET"]),

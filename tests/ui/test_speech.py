@@ -1,0 +1,64 @@
+"""Recordings on their way in: bounded all together, and no trace of one whose sender has left."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from omni_app.media import Limits
+from omni_app.settings import Settings
+from omni_app.ui.live import Replies
+from omni_app.ui.speech import Utterances, routes
+
+pytestmark = pytest.mark.anyio
+LARGE = b"x" * 990_000
+LIMITS = Limits.of(Settings(max_upload_mb=1))
+
+
+class House:
+    def __init__(self, folder: Path) -> None:
+        self._post = routes(Replies(), Utterances(folder, LIMITS), LIMITS)[1].endpoint
+
+    async def sent(self, *messages: dict[str, Any], then: asyncio.Event | None = None) -> Response:
+        """A recording in pieces; `then` is told when all of them were taken, and the rest never comes."""
+        left = list(messages)
+
+        async def receive() -> dict[str, Any]:
+            if not left and then is not None:
+                then.set()
+                await asyncio.Event().wait()
+            return left.pop(0)
+
+        headers = [(b"cookie", b"omni_visitor=" + b"A" * 43)]
+        scope = {"type": "http", "headers": headers, "app": SimpleNamespace(auth=None)}
+        answer: Response = await self._post(Request(scope, receive))
+        return answer
+
+
+async def test_recordings_are_taken_in_within_one_bound_for_all(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    unfinished = []
+    for _ in range(2):
+        taken = asyncio.Event()
+        part = {"type": "http.request", "body": LARGE, "more_body": True}
+        unfinished.append(asyncio.create_task(house.sent(part, then=taken)))
+        await taken.wait()
+    whole = {"type": "http.request", "body": LARGE}
+    refused = await house.sent(whole)
+    assert refused.status_code == 429
+    assert b"again in a moment" in refused.body
+    unfinished[0].cancel()
+    await asyncio.wait(unfinished[:1])
+    assert (await house.sent(whole)).status_code == 400  # it is read, and no sound
+    unfinished[1].cancel()
+
+
+async def test_who_leaves_while_sending_is_no_fault(tmp_path: Path) -> None:
+    part = {"type": "http.request", "body": b"RIFF", "more_body": True}
+    assert (await House(tmp_path).sent(part, {"type": "http.disconnect"})).body == b""
