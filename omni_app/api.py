@@ -74,10 +74,9 @@ class Replies(Protocol):
 
 def routes(runner: Replies, settings: Settings, limits: Limits, turnstile: Turnstile | None = None) -> list[BaseRoute]:
     """The API's routes, in the order in which they must be tried. `/health` alone asks for no key."""
-    folder = settings.data_dir / REQUESTS
-    _sweep(folder)
+    folder = own_folder(settings.data_dir / REQUESTS)
     turnstile = turnstile or Turnstile.of(settings)
-    api = _Api(runner, settings, limits, turnstile, folder / str(os.getpid()))
+    api = _Api(runner, settings, limits, turnstile, folder)
     return [
         Route("/v1/chat/completions", _Asgi(api.chat), methods=["POST"]),
         Route("/v1/models", api.models, methods=["GET"]),
@@ -257,11 +256,15 @@ def _has_media(asked: wire.ChatRequest) -> bool:
     return any(isinstance(part, wire.MediaRef) for spec in asked.messages for part in spec.parts)
 
 
-def _sweep(requests: Path) -> None:
-    """Remove what killed servers left: each keeps the files of its requests in a folder named by its process id."""
-    for left in requests.glob("*"):
+def own_folder(shared: Path) -> Path:
+    """This process's folder within `shared`, named by its id. What was left there by servers that run no more, or by
+    nobody known, is removed."""
+    for left in shared.glob("*"):
         if left.name == str(os.getpid()) or not (left.name.isdecimal() and psutil.pid_exists(int(left.name))):
             shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                left.unlink()
+    return shared / str(os.getpid())
 
 
 def _json(body: object, status: int = 200) -> Response:

@@ -47,6 +47,8 @@ MOST_SESSIONS = 512
 """Open pages and calls of the tool that Gradio remembers; it holds 0.2 MB for each, and ten thousand if left alone."""
 LOOK_EVERY_SECONDS = 2.0
 BUILTIN = "builtin"
+UTTERANCES = "utterances"
+"""The folder of the data folder that holds recordings until their turn."""
 
 
 def launch(settings: Settings) -> None:
@@ -122,7 +124,7 @@ def assemble(settings: Settings, runner: Runner, hub: HubLogin | None) -> tuple[
     """The page and every route of ours, wired to one engine."""
     limits, replies, store = Limits.of(settings), Replies(), Store(settings.data_dir)
     turnstile = Turnstile.of(settings)
-    utterances = speech.Utterances(settings.data_dir / "utterances", limits)
+    utterances = speech.Utterances(api.own_folder(settings.data_dir / UTTERANCES), limits)
     chat = Chat(Dialogues(runner, store, replies, turnstile), store, replies, utterances, limits)
     demo = Page(chat, runner, ask_tool(runner, limits, turnstile, settings.proxies), sign_in=hub is not None).build()
     operators, control = Operators(settings), ServerControl(settings)

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from omni_app.ui.launch import UTTERANCES
 from tests.soak import ways_in
 from tests.soak.app import App, running
 from tests.soak.ways_in import Input
@@ -128,8 +129,8 @@ async def _text(answer: httpx.Response, seconds: float) -> str:
 def _left(app: App) -> list[str]:
     """Recordings beyond those that may wait, and all else."""
     left = app.leftovers()
-    waiting = [path for path in left if path.parent.name == "utterances"]
-    others = [path for path in left if path.parent.name != "utterances"]
+    waiting = [path for path in left if UTTERANCES in path.parts]
+    others = [path for path in left if UTTERANCES not in path.parts]
     return [str(path.relative_to(app.data.parent)) for path in waiting[UTTERANCES_KEPT:] + others]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,6 +173,16 @@ async def test_an_engine_that_still_loads_is_not_sent_to_rest(monkeypatch: pytes
     assert runner.engine is fresh
     watching.cancel()
     await runner.close()
+
+
+def test_recordings_that_a_killed_server_never_had_a_turn_for_go_with_the_next_start(tmp_path: Path) -> None:
+    waiting = tmp_path / "utterances"
+    killed, running, earlier = (waiting / name / "a.wav" for name in (str(2**30), str(os.getppid()), "."))
+    for file in (killed, running, earlier):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"RIFF")
+    launch.assemble(Settings(data_dir=tmp_path), Runner(ScriptedEngine(), "", 1), None)
+    assert [file.exists() for file in (killed, running, earlier)] == [False, True, False]
 
 
 def test_default_start_loads_nothing_heavy() -> None:
