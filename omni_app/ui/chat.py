@@ -237,11 +237,14 @@ class Chat:
         if problem:
             gr.Warning(problem)
         speech = wish.speech and self._dialogues.speaks
-        yield {
+        begun: Update = {
             "key": conversation.id,
             "chat": self._rendered(conversation, reply),
             "voice": {"run": reply.run if speech else "", "busy": True, "speech": speech},
-        } | (also or {})
+        }
+        # While its files were read, the visitor may have gone to another conversation.
+        shown = self._tabs.shows(request, conversation)
+        yield (begun if shown else {"history": self._tabs.listed(request)}) | (also or {})
         async for update in self._follow(conversation, reply, request):
             yield update
         shown = self._tabs.shows(request, conversation)

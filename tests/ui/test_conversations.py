@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import anyio.to_thread
 import pytest
 from playwright.sync_api import Route, expect
 
 from benchmarks.browser import Visitor
+from omni_app.conversation import Part
+from omni_app.ui import chat
 from tests.ui.conftest import App
 from tests.ui.steps import bot, finished, press, silent, user
 
@@ -55,6 +60,37 @@ def typed(visitor: Visitor, where: str, text: str) -> None:
       field.dispatchEvent(new Event('input', {bubbles: true}));
     }"""
     visitor.page.locator(where).evaluate(js, text)
+
+
+def test_who_has_gone_to_another_conversation_while_files_are_read_stays_there(
+    visit: Visit, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read = threading.Event()
+    real = chat.ingest
+
+    async def late(*given: Any, **named: Any) -> Part:
+        await anyio.to_thread.run_sync(may_read.wait)
+        return await real(*given, **named)
+
+    visitor = visit()
+    visitor.ask("first")
+    finished(visitor)
+    press(visitor, "New conversation")
+    expect(user(visitor)).to_have_count(0)
+    monkeypatch.setattr(chat, "ingest", late)
+    visitor.page.set_input_files("#box input[type=file]", picture)
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    visitor.ask("second")
+    entries = visitor.page.locator("#history label")
+    entries.filter(has_text="first").click()
+    expect(user(visitor)).to_have_text(["first"])
+    may_read.set()
+    expect(entries).to_have_text(["second", "first"])
+    expect(visitor.box).to_have_value("")
+    expect(user(visitor)).to_have_text(["first"])
+    silent(visitor)
+    entries.filter(has_text="second").click()
+    expect(bot(visitor).filter(has_text="echo: second [image]")).to_be_visible()
 
 
 def test_edit_to_nothing_is_refused_and_nothing_is_lost(visit: Visit) -> None:
