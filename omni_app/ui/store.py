@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from omni_app.conversation import Message, Part, clean
 
@@ -51,7 +52,7 @@ class Turn:
         return Message.of("assistant" if self.role == "assistant" else "user", self.text, *self.media)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Conversation:
     id: str
     visitor: str
@@ -81,7 +82,9 @@ class Store:
 
     def __init__(self, data_dir: Path) -> None:
         self._root = data_dir / VISITORS
-        self._open: OrderedDict[tuple[str, str], Conversation] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], Conversation] = OrderedDict()
+        self._open = WeakValueDictionary[tuple[str, str], Conversation]()
+        """Those and every one that somebody works on: of none there may be two, one of which misses an answer."""
 
     def new(self, visitor: str) -> Conversation:
         """A conversation that reaches the disk with its first turn."""
@@ -98,9 +101,10 @@ class Store:
         return self._hold(conversation) if conversation is not None else None
 
     def _hold(self, conversation: Conversation) -> Conversation:
-        self._open[conversation.visitor, conversation.id] = conversation
-        while len(self._open) > MOST_HELD:
-            self._open.popitem(last=False)
+        key = (conversation.visitor, conversation.id)
+        self._open[key] = self._held[key] = conversation
+        while len(self._held) > MOST_HELD:
+            self._held.popitem(last=False)
         return conversation
 
     def all(self, visitor: str, query: str = "") -> list[Conversation]:
@@ -132,7 +136,8 @@ class Store:
         return self.save(conversation)
 
     def delete(self, conversation: Conversation) -> None:
-        self._open.pop((conversation.visitor, conversation.id), None)
+        for known in (self._open, self._held):
+            known.pop((conversation.visitor, conversation.id), None)
         if conversation.folder.exists():
             shutil.rmtree(conversation.folder)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from omni_app.conversation import Part
+from omni_app.ui import store as store_module
 from omni_app.ui.store import Conversation, Store, Turn
 
 VISITOR = "a" * 32
@@ -63,6 +64,24 @@ def test_full_disk_is_said_and_the_conversation_lives_on_in_memory(tmp_path: Pat
     conversation.turns.append(Turn("user", "hello"))
     assert "could not be saved" in store.save(conversation)
     assert store.get(VISITOR, conversation.id) is conversation
+
+
+def test_a_conversation_that_somebody_works_on_is_not_read_a_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MOST_HELD", 1)
+    store = Store(tmp_path)
+    conversation = kept(store, Turn("user", "hello"))
+    kept(store, Turn("user", "others"))
+    assert store.all(VISITOR)[1] is conversation
+    assert store.get(VISITOR, conversation.id) is conversation
+    conversation.turns.append(Turn("assistant", "not saved yet"))
+    key = conversation.id
+    del conversation
+    kept(store, Turn("user", "yet others"))
+    again = store.get(VISITOR, key)
+    assert again is not None
+    assert [turn.text for turn in again.turns] == ["hello"]
 
 
 def test_damaged_file_is_left_out_and_left_alone(tmp_path: Path) -> None:
