@@ -176,6 +176,17 @@ def test_a_recording_that_could_not_be_sent_can_be_discarded(talker: Visitor, ap
     talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
 
 
+def test_a_recording_that_cannot_begin_leaves_nothing_open(talker: Visitor) -> None:
+    talker.page.evaluate("""() => {
+      AudioContext.prototype.createMediaStreamSource = () => { throw new Error('it cannot be read'); };
+    }""")
+    button(talker, "Talk").click()
+    expect(status(talker)).to_have_text("microphone: it cannot be read")
+    assert talker.page.evaluate("window.tracks.length") == 1
+    assert microphones(talker) == 0
+    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
+
+
 def test_a_recording_at_its_limit_is_sent_by_itself(talker: Visitor, app: App) -> None:
     talker.page.evaluate("document.querySelector('#voice .voice-bar').dataset.mostSeconds = 1")
     button(talker, "Talk").click()

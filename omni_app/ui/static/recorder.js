@@ -8,8 +8,11 @@ const WANTED_SOUND = {echoCancellation: true, noiseSuppression: true, autoGainCo
 
 class Recorder {
   constructor({rate = 16000, onLevel = () => {}} = {}) { Object.assign(this, {rate, onLevel, blocks: []}); }
-  // stop() may come at any time, also while the browser still asks for permission: then nothing stays open.
+  // Nothing stays open when it fails, nor when stop() comes while the browser still asks for permission.
   async start() {
+    try { await this.open(); } catch (error) { await this.release(); throw error; }
+  }
+  async open() {
     Object.assign(this, {blocks: [], stopped: false});
     this.stream = await navigator.mediaDevices.getUserMedia({audio: WANTED_SOUND});
     if (this.stopped) return this.release();
