@@ -187,6 +187,14 @@ def test_a_recording_that_cannot_begin_leaves_nothing_open(talker: Visitor) -> N
     expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
 
 
+def test_talk_stays_of_use_in_a_browser_without_sound(visit: Visit) -> None:
+    visitor = visit()
+    visitor.page.evaluate("() => { delete window.AudioContext; }")
+    button(visitor, "Talk").click()
+    expect(status(visitor)).to_have_text("microphone: AudioContext is not defined")
+    expect(button(visitor, "Talk")).to_have_attribute("aria-disabled", "false")
+
+
 def test_a_recording_at_its_limit_is_sent_by_itself(talker: Visitor, app: App) -> None:
     talker.page.evaluate("document.querySelector('#voice .voice-bar').dataset.mostSeconds = 1")
     button(talker, "Talk").click()

@@ -168,7 +168,8 @@ document.addEventListener('click', (event) => {
   if (submits || event.target.closest('#chat .example')) sending();
 }, {capture: true});
 
-const wake = () => player.ready();
+// A browser that has no sound to give says so when there is something to hear.
+const wake = () => player.ready().catch(() => {});
 document.addEventListener('pointerdown', wake, {capture: true});
 document.addEventListener('keydown', (event) => {
   wake();
@@ -255,7 +256,7 @@ async function sendTalk() {
 talk.addEventListener('click', async () => {
   if (talk.getAttribute('aria-disabled') === 'true') return;
   hold(true);
-  await player.ready();
+  await wake();
   await (recorder || unsent ? sendTalk() : startTalking());
   hold(false);
 });
