@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import av
@@ -20,6 +21,9 @@ from omni_app.media import audio, sniff
 from omni_app.media.clip_check import check_clip
 from omni_app.media.container import Tally, opened, packets, picture_stream, sound_stream
 from omni_app.media.job import Job
+
+Stopped = Callable[[], bool]
+"""Whether nobody waits any more."""
 
 MAX_FRAME_SIDE = 1024
 _MAX_FRAME_PIXELS = 200_000_000
@@ -57,18 +61,19 @@ def _keep(job: Job, suffix: str) -> Path:
     return target
 
 
-def frames(path: Path, count: int) -> list[Image.Image]:
+def frames(path: Path, count: int, stopped: Stopped = lambda: False) -> list[Image.Image]:
     """Up to `count` evenly spaced pictures of a clip from `ingest`, RGB, upright, at most 1024 px on the long side.
 
-    Fewer when the clip has fewer; none when nothing can be decoded.
+    Fewer when the clip has fewer, or once `stopped` comes true; none when nothing can be decoded.
     """
     with _reopened(path) as container:
         stream = picture_stream(container)
-        return [] if stream is None else [_image(frame) for frame in _pick(container, stream, count)]
+        return [] if stream is None else [_image(frame) for frame in _pick(container, stream, count, stopped)]
 
 
-def sound(path: Path, into: Path) -> Path | None:
-    """The sound of a clip from `ingest` as a 16 kHz mono WAV in the folder `into`, or None when it has none."""
+def sound(path: Path, into: Path, stopped: Stopped = lambda: False) -> Path | None:
+    """The sound of a clip from `ingest` as a 16 kHz mono WAV in the folder `into`, or None when it has none. It ends
+    where `stopped` comes true."""
     with _reopened(path) as container:
         stream = sound_stream(container)
         if stream is None:
@@ -77,7 +82,7 @@ def sound(path: Path, into: Path) -> Path | None:
         written = 0
         try:
             with audio.WavWriter(target, audio.RATE) as wav:
-                for pcm in audio.decode(container, stream, Tally()):
+                for pcm in takewhile(lambda _: not stopped(), audio.decode(container, stream, Tally())):
                     wav.write(pcm)
             written = wav.samples
         finally:
@@ -97,7 +102,7 @@ def _reopened(path: Path) -> Iterator[InputContainer]:
             yield container
 
 
-def _pick(container: InputContainer, stream: VideoStream, count: int) -> Iterator[VideoFrame]:
+def _pick(container: InputContainer, stream: VideoStream, count: int, stopped: Stopped) -> Iterator[VideoFrame]:
     """Decodes only what leads up to the wanted frames: jumps to the last keyframe before each where that is ahead."""
     shown, keys = _timestamps(container, stream)
     source: Iterator[VideoFrame] = iter(())
@@ -106,7 +111,7 @@ def _pick(container: InputContainer, stream: VideoStream, count: int) -> Iterato
         key = keys[max(0, bisect_right(keys, wanted) - 1)] if keys else shown[0]
         if key > here:
             container.seek(key, stream=stream)
-            source = _decoded(container, stream)
+            source = _decoded(container, stream, stopped)
         frame = next((f for f in source if f.pts is not None and f.pts >= wanted), None)
         if frame is None:
             return
@@ -131,9 +136,10 @@ def _spread(shown: list[int], count: int) -> list[int]:
     return sorted({shown[bisect_right(shown, moment) - 1] for moment in moments})
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Frames from where the container stands; what cannot be decoded is left out."""
-    for packet in packets(container, stream):
+def _decoded(container: InputContainer, stream: VideoStream, stopped: Stopped) -> Iterator[VideoFrame]:
+    """Frames from where the container stands; what cannot be decoded is left out. A clip with few keyframes may take
+    minutes, so it is asked before each frame whether anybody still waits."""
+    for packet in takewhile(lambda _: not stopped(), packets(container, stream)):
         try:
             found = stream.codec_context.decode(packet)
         except av.FFmpegError:

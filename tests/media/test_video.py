@@ -55,6 +55,22 @@ async def test_a_phone_held_upright(take, turn: int, size: tuple[int, int]) -> N
     assert video.frames(part.path, 1)[0].size == size
 
 
+async def test_a_stop_is_seen_on_the_way_to_the_first_frame_and_within_the_sound(take, into: Path) -> None:
+    part = await take(makers.clip(seconds=4, keyframe_every=500))
+    asked = []
+
+    def stopped() -> bool:
+        asked.append(True)
+        return len(asked) % 5 == 0
+
+    assert video.frames(part.path, 1, stopped) == []
+    assert len(asked) == 5
+    path = video.sound(part.path, into, stopped)
+    assert path is not None
+    assert len(audio.read_wav(path)[0]) < 16_000
+    assert len(asked) == 10
+
+
 async def test_the_sound_of_a_clip(take, into: Path) -> None:
     part = await take(makers.clip())
     path = video.sound(part.path, into)

@@ -52,7 +52,7 @@ class Senses:
         if part.kind != "video":
             return self._transcribe(path, _key(path), cancelled)
         with scratch() as folder:
-            wav = _clip_sound(path, folder)
+            wav = _clip_sound(path, folder, cancelled)
             return None if wav is None else self._transcribe(wav, _key(path), cancelled)
 
     def _transcribe(self, wav: Path, key: tuple[Path, int], cancelled: Cancelled) -> str:
@@ -80,7 +80,7 @@ class Senses:
 
     def see_clip(self, part: Part, transcript: str | None, cancelled: Cancelled) -> str:
         """Sentences. Raises MediaRejected, AssetUnavailable, and Stopped when cancelled."""
-        sights = [self._look(frame, cancelled) for frame in _clip_frames(_here(part))]
+        sights = [self._look(frame, cancelled) for frame in _clip_frames(_here(part), cancelled)]
         return describe_clip(merge(sights) if sights else None, part.seconds, transcript)
 
     def _look(self, image: Image.Image, cancelled: Cancelled) -> Sight:
@@ -112,18 +112,18 @@ def _gone(part: Part) -> MediaRejected:
     return MediaRejected(f"The {what} {part.name} can no longer be read; please send it again.".replace("  ", " "))
 
 
-def _clip_sound(path: Path, folder: Path) -> Path | None:
+def _clip_sound(path: Path, folder: Path, cancelled: Cancelled) -> Path | None:
     from omni_app.media import video
 
     with _clip_errors():
-        return video.sound(path, folder)
+        return video.sound(path, folder, cancelled)
 
 
-def _clip_frames(path: Path) -> list[Image.Image]:
+def _clip_frames(path: Path, cancelled: Cancelled) -> list[Image.Image]:
     from omni_app.media import video
 
     with _clip_errors():
-        return video.frames(path, _FRAMES)
+        return video.frames(path, _FRAMES, cancelled)
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ from omni_app.conversation import (
 )
 from omni_app.engines.builtin.outbox import Outbox
 from omni_app.errors import AssetUnavailable, BadRequest, EngineFailed, EngineUnavailable, MediaRejected
+from omni_app.media import video
 
 if TYPE_CHECKING:
     from .conftest import House
@@ -190,6 +193,28 @@ async def test_a_picture_is_described_without_the_language_model(house: House, p
     assert "Qwen3-Omni can" in text_of(events)
     assert house.mind.asked == []
     assert " ".join(spoken(events)) == " ".join(text_of(events).split())
+
+
+@pytest.mark.parametrize("decoding", ["sound", "frames"])
+async def test_a_stop_is_seen_while_a_clip_is_decoded(
+    house: House, picture: Part, monkeypatch: pytest.MonkeyPatch, decoding: str
+) -> None:
+    begun = threading.Event()
+
+    def long(*given: object) -> list[object]:
+        while not given[-1]():  # type: ignore[operator]
+            begun.set()
+            time.sleep(0.001)
+        return []
+
+    monkeypatch.setattr(video, "sound", lambda *_: None)
+    monkeypatch.setattr(video, decoding, long)
+    answering = asyncio.create_task(collect(house.say("", replace(picture, kind="video"))))
+    assert await asyncio.to_thread(begun.wait, 10)
+    answering.cancel()
+    await asyncio.wait({answering}, timeout=10)
+    assert answering.cancelled()
+    assert house.at_rest()
 
 
 async def test_several_pictures_are_numbered(house: House, picture: Part) -> None:
