@@ -10,6 +10,7 @@ import errno
 import logging
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import anyio.to_thread
@@ -124,7 +125,8 @@ class Gate:
             self._uploads -= 1
             if self._broken and not self._uploads:
                 self._broken = False
-                await anyio.to_thread.run_sync(_remove_torn, self._folder)
+                # Looked for here and now: by the time that a thread does so, the next upload may be on its way.
+                await anyio.to_thread.run_sync(_remove, list(self._folder.glob("tmp*")))
 
     def _bounded(self, receive: Receive) -> Receive:
         size = 0
@@ -188,7 +190,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return told
 
 
-def _remove_torn(folder: Path) -> None:
-    for path in folder.glob("tmp*"):
+def _remove(torn: Iterable[Path]) -> None:
+    for path in torn:
         if path.is_file():
             path.unlink(missing_ok=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from omni_app.media import Limits
@@ -106,6 +110,37 @@ async def test_what_breaks_behind_it_is_a_fault_of_ours_unless_a_body_broke_it(
         assert (await caller.post("/gradio_api/run/ask", json={})).status_code == 400
     told = [(line.levelname, bool(line.exc_info)) for line in caplog.records if line.name == "omni_app.ui.gate"]
     assert told == [("ERROR", True), ("ERROR", False), ("ERROR", False), ("WARNING", False)]
+
+
+@pytest.mark.anyio
+async def test_an_upload_that_begins_when_a_torn_one_is_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, removed = asyncio.Event(), asyncio.Event()
+
+    async def take(scope: Scope, receive: Receive, send: Send) -> None:
+        torn = b"torn" in scope["query_string"]
+        (tmp_path / f"tmp-{torn}").write_bytes(b"content")
+        if torn:
+            raise ValueError("it broke off")
+        begun.set()
+        await removed.wait()
+        await PlainTextResponse("kept")(scope, receive, send)
+
+    async def late(work: Callable[..., None], *given: Any) -> None:
+        following.append(asyncio.create_task(caller.post("/gradio_api/upload")))
+        await begun.wait()
+        await in_thread(work, *given)
+        removed.set()
+
+    following: list[asyncio.Task[httpx.Response]] = []
+    in_thread = anyio.to_thread.run_sync
+    monkeypatch.setattr(anyio.to_thread, "run_sync", late)
+    gate = Gate(take, Limits.of(Settings()), tmp_path)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://here") as caller:
+        await caller.post("/gradio_api/upload?torn")
+        assert (await following[0]).text == "kept"
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["tmp-False"]  # noqa: ASYNC240
 
 
 def test_a_stream_of_nobody_ends_in_order(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
