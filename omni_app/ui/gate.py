@@ -102,7 +102,7 @@ class Gate:
         elif scope["method"] == "POST" and _JSON.search(path):
             await self._json(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self.app(scope, _bounded(receive, TEXT_ROOM), send)  # the form of the login may carry a file
 
     async def _json(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._inbox.raw(Request(scope, receive)) as body:
@@ -117,7 +117,7 @@ class Gate:
         of all that were on their way at the same time."""
         self._uploads += 1
         try:
-            await self.app(scope, self._bounded(receive), send)
+            await self.app(scope, _bounded(receive, self._most_upload), send)
         except BaseException:
             self._broken = True
             raise
@@ -127,22 +127,6 @@ class Gate:
                 self._broken = False
                 # Looked for here and now: by the time that a thread does so, the next upload may be on its way.
                 await anyio.to_thread.run_sync(_remove, list(self._folder.glob("tmp*")))
-
-    def _bounded(self, receive: Receive) -> Receive:
-        size = 0
-
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._most_upload:
-                raise TooLarge(
-                    f"The files are larger than the {self._most_upload / 1e6:.0f} MB that are taken together. "
-                    "Send fewer or smaller ones."
-                )
-            return message
-
-        return counted
 
 
 class _Told:
@@ -178,6 +162,23 @@ def _check_names(headers: Headers) -> None:
         for name in ",".join(headers.getlist(header)).split(","):
             if name.strip() and not _NAME.fullmatch(name.strip()):
                 raise BadRequest(f"The header {header} does not name a host.")
+
+
+def _bounded(receive: Receive, most_bytes: int) -> Receive:
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most_bytes:
+            raise TooLarge(
+                f"The files are larger than the {most_bytes / 1e6:.0f} MB that are taken together. "
+                "Send fewer or smaller ones."
+            )
+        return message
+
+    return counted
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

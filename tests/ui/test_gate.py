@@ -10,6 +10,7 @@ from typing import Any
 import anyio.to_thread
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
@@ -110,6 +111,18 @@ async def test_what_breaks_behind_it_is_a_fault_of_ours_unless_a_body_broke_it(
         assert (await caller.post("/gradio_api/run/ask", json={})).status_code == 400
     told = [(line.levelname, bool(line.exc_info)) for line in caplog.records if line.name == "omni_app.ui.gate"]
     assert told == [("ERROR", True), ("ERROR", False), ("ERROR", False), ("WARNING", False)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("size", "status"), [(10**6, 200), (5 * 10**6, 413)])
+async def test_the_login_takes_no_files(tmp_path: Path, size: int, status: int) -> None:
+    async def read(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        await PlainTextResponse(f"{len(body)}")(scope, receive, send)
+
+    gate = Gate(read, Limits.of(Settings()), tmp_path)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://here") as caller:
+        assert (await caller.post("/login", content=bytes(size))).status_code == status
 
 
 @pytest.mark.anyio
