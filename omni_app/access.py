@@ -102,7 +102,8 @@ class Guard:
     def _check_secret(self, request: HTTPConnection) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if self._key:
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+            # A header is bytes, which arrive as if they were Latin-1; our own connection sends a key in UTF-8.
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip(" ").encode("latin-1"), self._key):
                 raise Unauthorized("Send the key of this server as Authorization: Bearer <key>.", "Bearer")
         elif self._login and (scheme.lower() != "basic" or not hmac.compare_digest(_unbase64(given), self._login)):
             raise Unauthorized("Send user and password of this server as HTTP Basic.", 'Basic realm="omni-app"')

@@ -101,6 +101,11 @@ class TestAccess:
         assert (await client.get("/health")).status_code == 200
         assert (await stock(client, "s3cret").models.list()).data[0].id == "tiny-omni"
 
+    async def test_a_key_may_have_letters_of_any_language(self, api: Any) -> None:
+        client = await api(FakeEngine(), serve_key="schlüssel à 鍵")
+        headers = {"authorization": "Bearer schlüssel à 鍵".encode()}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
+
     async def test_the_login_of_the_page_when_there_is_no_key(self, api: Any) -> None:
         client = await api(FakeEngine(), auth="ann:pässword")
         assert (await client.get("/v1/models", auth=("ann", "pässword"))).status_code == 200
