@@ -98,8 +98,10 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_double_click_on_talk_opens_one_microphone_and_sending_closes_it(talker: Visitor) -> None:
     button(talker, "Talk").dblclick()
     expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
+    expect(status(talker)).to_have_attribute("aria-live", "off")
     assert microphones(talker) == 1
     button(talker, "Send").click()
+    expect(status(talker)).to_have_attribute("aria-live", "polite")
     finished(talker)
     assert microphones(talker) == 0
 

@@ -195,6 +195,8 @@ const mostSeconds = () => Number(bar.dataset.mostSeconds);
 
 function listening(level, seconds, blockSeconds) {
   talk.style.setProperty('--level', level.toFixed(2));
+  // Read aloud once that it listens: every second of it would be recorded too.
+  line.ariaLive = stuck || seconds < 1 ? 'polite' : 'off';
   say(stuck ? STUCK : `listening, ${Math.floor(seconds)} s`);
   handsFree.hear(level, blockSeconds);
   if (handsFree.paused || seconds >= mostSeconds()) sendTalk();
@@ -211,6 +213,7 @@ async function startTalking() {
 }
 function endTalking(next = 'Talk') {
   recorder = null;
+  line.ariaLive = 'polite';
   talk.setAttribute('aria-pressed', 'false');
   talk.querySelector('span').textContent = next;
   refresh();
