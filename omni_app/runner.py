@@ -154,6 +154,7 @@ class Runner:
     async def close(self) -> None:
         for task in self._leaving:
             task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._tenant.close()
 
 

@@ -105,3 +105,22 @@ async def test_another_engine_takes_over_and_the_old_one_ends_what_it_began() ->
     assert "".join(event.text for event in text if isinstance(event, TextDelta)) == "echo: a b c "
     await asyncio.wait_for(old.closed.wait(), 5)
     await runner.close()
+
+
+class SlowlyClosing(ScriptedEngine):
+    async def close(self) -> None:
+        await asyncio.sleep(0.01)
+        await super().close()
+
+
+async def test_closing_waits_for_an_engine_that_was_about_to_leave() -> None:
+    old = SlowlyClosing()
+    runner = Runner(old, "", 1)
+    runner.start()
+    events = runner.reply([Message.of("user", "slow long story")], QUIET)
+    await anext(events)
+    runner.use(ScriptedEngine(), "")
+    await asyncio.sleep(0)
+    await runner.close()
+    assert old.closed.is_set()
+    await events.aclose()
