@@ -19,11 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+import anyio
 import psutil
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
 from omni_app import wire
@@ -50,6 +52,8 @@ INSTEAD = (
     "GET /v1/models lists what answers."
 )
 ANY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+SEND_SECONDS = 120.0
+"""Longest time a caller may take nothing of an answer: as long as it is being made it has the place of another one."""
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -135,10 +139,12 @@ class _Api:
                         await _json(body)(scope, receive, send)
         except OmniError as error:
             await failure(error)(scope, receive, send)
+        except TimeoutError:
+            log.info("a caller took nothing of an answer for %g seconds, so it was stopped", SEND_SECONDS)
 
     async def _stream(self, asked: wire.ChatRequest, events: AsyncGenerator[Event, None], send: Send) -> None:
-        """Raises what fails before the first event, so that it gets its own HTTP status."""
-        encoder, begun = wire.ReplyEncoder(asked, self._model), False
+        """Raises what fails before the first event, so that it gets its own HTTP status, and TimeoutError."""
+        encoder, begun, send = wire.ReplyEncoder(asked, self._model), False, _in_time(send)
         try:
             async for event in events:
                 if not begun:
@@ -265,6 +271,14 @@ def own_folder(shared: Path) -> Path:
             with contextlib.suppress(OSError):
                 left.unlink()
     return shared / str(os.getpid())
+
+
+def _in_time(send: Send) -> Send:
+    async def sent(message: ASGIMessage) -> None:
+        with anyio.fail_after(SEND_SECONDS):
+            await send(message)
+
+    return sent
 
 
 def _json(body: object, status: int = 200) -> Response:

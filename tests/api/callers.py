@@ -137,6 +137,9 @@ class RawCaller:
     def send(self, piece: bytes) -> None:
         self._writer.write(piece)
 
+    def leave(self) -> None:
+        self._writer.close()
+
     async def answer(self, status: int = 0) -> str:
         answer = (await asyncio.wait_for(self._reader.read(), 20)).decode()
         self._writer.close()

@@ -1,16 +1,20 @@
 """Callers that leave early, and what the API tells of itself."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from omni_app.conversation import Event, TextDelta
+from omni_app import api as api_module
+from omni_app.conversation import AudioDelta, Event, TextDelta
 from omni_app.errors import EngineAtCapacity
 from tests.api.callers import (
+    HELLO,
     PCM,
     EchoEngine,
     FakeEngine,
+    RawCaller,
     ask,
 )
 
@@ -28,6 +32,17 @@ class TestLeaving:
         assert not engine.closed.is_set()
         asking.cancel()
         await asyncio.wait_for(engine.closed.wait(), 5)
+
+    async def test_a_caller_who_takes_nothing_any_more_stops_the_reply(
+        self, api: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(api_module, "SEND_SECONDS", 0.1)
+        engine = FakeEngine(*[AudioDelta(bytes(48_000), 24_000)] * 1000, asyncio.Event())  # more than systems hold
+        question = json.dumps({"messages": HELLO, "stream": True}).encode()
+        caller = await RawCaller.of(await api(engine), len(question))
+        caller.send(question)
+        await asyncio.wait_for(engine.closed.wait(), 20)
+        caller.leave()
 
     async def test_eight_callers_at_once_are_not_mixed_up(self, api: Any) -> None:
         client = await api(EchoEngine())
