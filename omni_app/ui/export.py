@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from io import BytesIO
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from omni_app.errors import unkept
 from omni_app.ui.store import Conversation, Store, Turn
 from omni_app.ui.visitor import visitor_of
+
+PIECE_BYTES = 2**18
 
 
 def routes(store: Store) -> list[Route]:
@@ -24,21 +29,33 @@ def routes(store: Store) -> list[Route]:
             return Response("There is nothing to export in this conversation yet.", status_code=404)
         name = re.sub(r"[^A-Za-z0-9]+", "-", conversation.title).strip("-") or "conversation"
         headers = {"Content-Disposition": f'attachment; filename="{name}.zip"', "Cache-Control": "no-store"}
-        content = await run_in_threadpool(archive, conversation)
-        return Response(content, media_type="application/zip", headers=headers)
+        try:
+            content = await run_in_threadpool(archive, conversation)
+        except OSError as error:
+            refused = unkept("The archive", error)
+            return Response(str(refused), status_code=refused.status)
+        return StreamingResponse(_pieces(content), media_type="application/zip", headers=headers)
 
     return [Route("/gradio_api/export/{key}", export, methods=["GET"])]
 
 
-def archive(conversation: Conversation) -> bytes:
-    """The ZIP file's bytes: conversation.json, conversation.md and media/."""
-    content = BytesIO()
+def archive(conversation: Conversation) -> IO[bytes]:
+    """The ZIP file: conversation.json, conversation.md and media/. It lies on the disk, without a name: clips may be
+    larger than the memory. Raises OSError."""
+    content = TemporaryFile()  # noqa: SIM115
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as bundle:
         bundle.writestr("conversation.json", json.dumps(as_json(conversation), indent=1, ensure_ascii=False))
         bundle.writestr("conversation.md", as_markdown(conversation))
         for path in {path for turn in conversation.turns for path in turn.files() if path.exists()}:
             bundle.write(path, f"media/{path.name}")
-    return content.getvalue()
+    content.seek(0)
+    return content
+
+
+def _pieces(content: IO[bytes]) -> Iterator[bytes]:
+    with content:
+        while piece := content.read(PIECE_BYTES):
+            yield piece
 
 
 def as_json(conversation: Conversation) -> dict[str, object]:
