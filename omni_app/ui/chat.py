@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import anyio.to_thread
 import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 
 from omni_app.conversation import Part, ReplyOptions, clean
-from omni_app.errors import BadRequest, OmniError
+from omni_app.errors import BadRequest, OmniError, unkept
 from omni_app.hub_login import person_of
 from omni_app.media import Limits, check_count, check_text, ingest
 from omni_app.ui import render
-from omni_app.ui.dialogue import Change, Dialogues, without_last_answer
+from omni_app.ui.dialogue import Change, Dialogues, without_last_answer, without_last_question
 from omni_app.ui.live import LiveReply, Replies
 from omni_app.ui.speech import Utterances
 from omni_app.ui.store import Conversation, Store, Turn
@@ -129,9 +132,13 @@ class Chat:
             self._dialogues.change(conversation, without_last_answer)
             if not conversation.turns:
                 return {"chat": []}
-            turn = conversation.turns.pop()  # its files stay: the box is about to show them
-            self._store.save(conversation)
-        files = [str(path) for path in turn.files() if path.exists()]
+            turn = conversation.turns[-1]
+            try:
+                files = await anyio.to_thread.run_sync(_lent, turn.files())
+            except OSError as error:
+                _warn(unkept("The message", error))
+                return {"chat": self._rendered(conversation)}
+            self._dialogues.change(conversation, without_last_question)
         box = {"text": turn.text, "files": files}
         return {"chat": self._rendered(conversation), "box": box, "voice": SILENCE} | self._named(request, conversation)
 
@@ -312,6 +319,11 @@ def _ended(reply: LiveReply, named: bool) -> Update:
 
 def _index(event: gr.EditData | gr.LikeData) -> int:
     return event.index if isinstance(event.index, int) else int(event.index[0])
+
+
+def _lent(files: Sequence[Path]) -> list[str]:
+    """Copies in Gradio's own folder, which go from there by themselves. Raises OSError."""
+    return [save_file_to_cache(path, get_upload_folder()) for path in files if path.exists()]
 
 
 def _moved(part: Part, folder: Path) -> Part:

@@ -109,3 +109,7 @@ class Dialogues:
 def without_last_answer(turns: list[Turn]) -> None:
     while turns and turns[-1].role == "assistant":
         turns.pop()
+
+
+def without_last_question(turns: list[Turn]) -> None:
+    turns.pop()
