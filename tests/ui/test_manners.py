@@ -119,6 +119,23 @@ def test_a_recording_is_discarded_with_and_without_a_keyboard(talker: Visitor, a
     assert len(app.engine.asked) == asked
 
 
+@pytest.mark.parametrize("by", ["Escape", "Discard"])
+def test_a_recording_on_its_way_can_still_be_discarded(talker: Visitor, app: App, by: str) -> None:
+    asked, waiting = len(app.engine.asked), []
+    talker.page.route("**/gradio_api/utterance", lambda route: waiting.append(route))
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    with talker.page.expect_request("**/gradio_api/utterance"):
+        button(talker, "Send").click()
+    button(talker, by).click() if by == "Discard" else talker.page.keyboard.press(by)
+    expect(status(talker)).to_have_text("recording discarded")
+    expect(button(talker, "Discard")).to_be_hidden()
+    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
+    talker.ask("typed instead")
+    finished(talker)
+    assert len(app.engine.asked) == asked + 1
+
+
 def test_escape_while_the_microphone_opens_leaves_nothing_open(talker: Visitor) -> None:
     talker.page.evaluate("""() => {
       const asked = navigator.mediaDevices.getUserMedia;

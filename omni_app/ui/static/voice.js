@@ -12,6 +12,8 @@ const say = (text) => { if (line.textContent !== text) line.textContent = text; 
 let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
 // A recording on its way, or that could not be sent.
 let unsent = null;
+// The request that carries it.
+let posting = null;
 // `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
 let revival = null, revivals = 0, stuck = false, leaving = false;
 // `owed`: nothing has come yet of what was asked, not even the name of its speech.
@@ -221,14 +223,17 @@ function endTalking(next = 'Talk') {
 function discardTalk(why = 'recording discarded') {
   recorder?.stop();
   unsent = null;
+  posting?.abort();
   endTalking();
   handsFree.over();
   tell(why);
 }
 async function postTalk() {
   const mine = unsent;
+  posting = new AbortController();
   tell('sending');
-  const response = await fetch(new URL('gradio_api/utterance', document.baseURI), {method: 'POST', body: mine, credentials: 'same-origin'});
+  const response = await fetch(new URL('gradio_api/utterance', document.baseURI),
+    {method: 'POST', body: mine, credentials: 'same-origin', signal: posting.signal});
   const answer = await response.json();
   if (unsent !== mine) return;  // discarded
   if (response.status >= 500) throw new Error(answer.error);
