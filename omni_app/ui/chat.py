@@ -138,7 +138,7 @@ class Chat:
             except OSError as error:
                 _warn(unkept("The message", error))
                 return {"chat": self._rendered(conversation)}
-            self._dialogues.change(conversation, without_last_question)
+            _tell(self._dialogues.change(conversation, without_last_question))
         box = {"text": turn.text, "files": files}
         return {"chat": self._rendered(conversation), "box": box, "voice": SILENCE} | self._named(request, conversation)
 
@@ -148,7 +148,7 @@ class Chat:
     async def clear(self, request: gr.Request, key: str) -> Update:
         conversation = self._tabs.opened(request, key)
         async with self._dialogues.alone(conversation):
-            self._dialogues.change(conversation, list.clear)
+            _tell(self._dialogues.change(conversation, list.clear))
         return {"chat": [], "voice": SILENCE} | self._named(request, conversation)
 
     async def like(self, request: gr.Request, event: gr.LikeData, key: str) -> None:
@@ -205,7 +205,7 @@ class Chat:
         conversation = self._store.get(visitor_of(request), key)
         if conversation is None or title.strip() == conversation.title:
             return {}
-        self._store.rename(conversation, title)
+        _tell(self._store.rename(conversation, title))
         return self.listed(request)
 
     def search(self, request: gr.Request, query: str) -> Update:
@@ -241,8 +241,7 @@ class Chat:
         reply, problem = await self._dialogues.answer(
             conversation, change, wish.options(), prompt, person.name if person else ""
         )
-        if problem:
-            gr.Warning(problem)
+        _tell(problem)
         speech = wish.speech and self._dialogues.speaks
         begun: Update = {
             "key": conversation.id,
@@ -251,7 +250,7 @@ class Chat:
         }
         # While its files were read, the visitor may have gone to another conversation.
         shown = self._tabs.shows(request, conversation)
-        yield (begun if shown else {"history": self._tabs.listed(request)}) | (also or {})
+        yield (begun if shown else self.listed(request)) | (also or {})
         async for update in self._follow(conversation, reply, request):
             yield update
         shown = self._tabs.shows(request, conversation)
@@ -330,6 +329,12 @@ def _moved(part: Part, folder: Path) -> Part:
     path = cast(Path, part.path)
     folder.mkdir(parents=True, exist_ok=True)
     return dataclasses.replace(part, path=path.rename(folder / path.name))
+
+
+def _tell(problem: str) -> None:
+    """What went wrong with keeping a conversation, if anything did."""
+    if problem:
+        gr.Warning(problem)
 
 
 def _warn(error: Exception) -> None:

@@ -43,3 +43,22 @@ def test_a_file_is_refused_in_words_and_taken_when_there_is_room(browser: Any, p
         expect(steps.bot(visitor).filter(has_text="echo: without it")).to_be_visible()
         assert app.leftovers() == []
         visitor.close()
+
+
+def test_what_could_not_be_changed_on_the_disk_is_told(browser: Any) -> None:
+    with running() as app:
+        visitor = Visitor(browser, app.url)
+        visitor.page.on("dialog", lambda dialog: dialog.accept())
+        visitor.ask("hello")
+        steps.finished(visitor)
+        limit = app.process.rlimit(resource.RLIMIT_FSIZE)
+        app.process.rlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+        told = visitor.page.get_by_test_id("toast-body").filter(has_text="This conversation could not be saved")
+        visitor.page.locator("#title textarea").fill("another name")
+        visitor.page.locator("#title textarea").blur()
+        expect(told).to_contain_text("kept until the app stops")
+        visitor.page.get_by_role("button", name="Close").first.click()
+        expect(told).to_have_count(0)
+        steps.press(visitor, "Clear")
+        expect(told).to_contain_text("kept until the app stops")
+        visitor.close()
