@@ -37,7 +37,8 @@ def visitor_of(request: Request) -> str:
 
 
 class VisitorMiddleware:
-    """Gives every new browser its cookie with the page.
+    """Gives every new browser its cookie with the page, and every other one its own anew: else all that was kept for
+    it would be out of its reach a year after it came first.
 
     `private` is a folder whose files nobody may read through Gradio's file route: the page shows unguessable copies.
     """
@@ -55,11 +56,11 @@ class VisitorMiddleware:
             return
         request = HTTPConnection(scope)
         is_page = scope["method"] == "GET" and "text/html" in request.headers.get("accept", "")
-        is_new = is_page and not name_of(request.cookies)
-        given = cookie(COOKIE, secrets.token_urlsafe(32), _YEAR, over_https(request))
+        token = request.cookies[COOKIE] if name_of(request.cookies) else secrets.token_urlsafe(32)
+        given = cookie(COOKIE, token, _YEAR, over_https(request))
 
         async def send_with_cookie(message: Message) -> None:
-            if is_new and message["type"] == "http.response.start":
+            if is_page and message["type"] == "http.response.start":
                 MutableHeaders(scope=message).append("set-cookie", given)
             await send(message)
 
