@@ -319,9 +319,10 @@ class TestDecode:
             _, error = outcome(damaged)
             assert error is None or isinstance(error, EngineFailed)
 
-    def test_a_line_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("omni_app.wire.decode.LONGEST_LINE", 1000)
-        assert "never ends" in str(outcome(b"data: " + b"x" * 2000, step=100)[1])
+    @pytest.mark.parametrize("endless", [b"data: " + b"x" * 2000, b"data: xxxx\n" * 200])
+    def test_a_chunk_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch, endless: bytes) -> None:
+        monkeypatch.setattr("omni_app.wire.decode.LONGEST_CHUNK", 1000)
+        assert "never ends" in str(outcome(endless, step=100)[1])
 
     def test_text_and_speech_in_two_choices(self) -> None:
         spoken = {"role": "assistant", "audio": {"data": b64(wav(PCM))}, "content": None}

@@ -20,8 +20,8 @@ from omni_app.wire.faults import error_in_stream
 
 SAMPLE_RATE = 24_000
 """Hz of the speech when a server does not say (vllm-omni before 0.30)."""
-LONGEST_LINE = 64 * 2**20
-"""Bytes; 64 MiB of base64 is 17 minutes of speech in one chunk, which no server sends."""
+LONGEST_CHUNK = 64 * 2**20
+"""Bytes of one chunk, and of one line; 64 MiB of base64 is 17 minutes of speech, which no server sends at once."""
 ENDS: dict[str, EndReason] = {"length": "length", "abort": "cancelled"}
 
 
@@ -35,6 +35,7 @@ class ReplyDecoder:
         finish reason says: with speech on, the server's finish reason is that of the speech."""
         self._lines = _Lines()
         self._data: list[str] = []
+        self._held = 0
         self._max_tokens = max_tokens
         self._begun = False
         self._finish: str | None = None
@@ -62,9 +63,12 @@ class ReplyDecoder:
             yield from self._dispatch()
         elif line.startswith(b"data:"):
             self._data.append(line[5:].removeprefix(b" ").decode("utf-8", "replace"))
+            self._held += len(line)
+            if self._held > LONGEST_CHUNK:
+                raise _endless()
 
     def _dispatch(self) -> Iterator[Event]:
-        data, self._data = "\n".join(self._data), []
+        data, self._data, self._held = "\n".join(self._data), [], 0
         if not data or self.done:
             return
         if data.strip() == "[DONE]":
@@ -205,8 +209,12 @@ class _Lines:
             del self._pending[: end + 1]
             seen = 0
             yield line
-        if len(self._pending) > LONGEST_LINE:
-            raise EngineFailed("The model's server sent a line that never ends; that is not a chat stream.")
+        if len(self._pending) > LONGEST_CHUNK:
+            raise _endless()
+
+
+def _endless() -> EngineFailed:
+    return EngineFailed("The model's server sent a piece of the answer that never ends; that is not a chat stream.")
 
 
 def _parsed(data: str) -> Mapping[str, object]:
