@@ -85,8 +85,11 @@ class Chat:
             async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes, emptied):
                 yield update
 
-    async def spoken(self, request: gr.Request, event: gr.EventData, key: str, *wishes: Any) -> Updates:
-        """A recorded utterance, which the page has posted before it triggered this."""
+    async def spoken(
+        self, request: gr.Request, event: gr.EventData, box: dict[str, Any], key: str, *wishes: Any
+    ) -> Updates:
+        """A recorded utterance, which the page has posted before it triggered this, with the files in the box. What is
+        written there stays, and so do files that cannot be taken: what was said is worth more than they are."""
         conversation = self._tabs.opened(request, key)
         try:
             self._dialogues.check(Part("audio"))
@@ -94,8 +97,16 @@ class Chat:
         except BadRequest as error:
             _warn(error)
             return
-        added = Turn("user", media=[_moved(part, conversation.media_folder)])
-        async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes):
+        emptied: Update = {}
+        media: list[Part] = []
+        try:
+            if files := box.get("files"):
+                media = await self._ingest([Path(path) for path in files], conversation)
+                emptied = {"box": {"text": box.get("text") or "", "files": []}}
+        except OmniError as error:
+            _warn(error)
+        added = Turn("user", media=[*media, _moved(part, conversation.media_folder)])
+        async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes, emptied):
             yield update
 
     async def retry(self, request: gr.Request, key: str, *wishes: Any) -> Updates:

@@ -133,7 +133,7 @@ class Page:
         w, chat = self._widgets, self._chat
         wishes = [w["key"], *(w[name] for name in WISHES)]
         self._on_question(w["box"].submit, chat.send, [w["box"], *wishes])
-        self._on_question(w["voice"].turn, chat.spoken, wishes)
+        self._on_question(w["voice"].turn, chat.spoken, [w["box"], *wishes])
         self._on_question(w["chat"].retry, chat.retry, wishes)
         self._on_question(w["chat"].edit, chat.edit, wishes)
         self._on_question(w["chat"].example_select, examples.chosen(chat), wishes)

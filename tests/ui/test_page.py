@@ -175,6 +175,37 @@ def test_spoken_question(app: App, playwright: Any, recording: Path) -> None:
     browser.close()
 
 
+def test_what_is_attached_goes_with_a_spoken_question_and_what_is_written_stays(
+    app: App, playwright: Any, recording: Path, picture: Path, tmp_path: Path
+) -> None:
+    browser = launched(playwright, microphone=recording)
+    visitor = Visitor(browser, app.url)
+    attached = visitor.page.locator("#box .thumbnail-item")
+    visitor.page.set_input_files("#box input[type=file]", picture)
+    expect(attached).to_have_count(1)
+    visitor.box.fill("half a thought")
+    press(visitor, "Talk")
+    expect(status(visitor)).to_contain_text("listening, 1 s", timeout=10_000)
+    press(visitor, "Send")
+    finished(visitor)
+    assert [part.kind for part in app.engine.asked[-1][0][-1].parts] == ["image", "audio"]
+    expect(attached).to_have_count(0)
+    expect(visitor.box).to_have_value("half a thought")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture at all")
+    visitor.page.set_input_files("#box input[type=file]", broken)
+    expect(attached).to_have_count(1)
+    press(visitor, "Talk")
+    expect(status(visitor)).to_contain_text("listening, 1 s", timeout=10_000)
+    press(visitor, "Send")
+    finished(visitor, 2)
+    expect(visitor.page.get_by_test_id("toast-body")).to_contain_text("broken.png")
+    assert [part.kind for part in app.engine.asked[-1][0][-1].parts] == ["audio"]
+    expect(attached).to_have_count(1)
+    assert visitor.problems == []
+    browser.close()
+
+
 def test_the_two_microphones_say_what_each_is_for(visit: Visit) -> None:
     visitor = visit()
     microphone = visitor.page.locator("#box .microphone-button")
