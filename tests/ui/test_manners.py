@@ -160,7 +160,18 @@ def full_disk(route: Any) -> None:
     route.fulfill(status=507, json={"error": "The disk is full."})
 
 
-@pytest.mark.parametrize(("fault", "told"), [(no_network, "Failed to fetch"), (full_disk, "The disk is full.")])
+def proxy_alone(route: Any) -> None:
+    route.fulfill(status=502, body="<html>Bad Gateway</html>")
+
+
+FAULTS: list[tuple[Callable[[Any], None], str]] = [
+    (no_network, "the server cannot be reached"),
+    (full_disk, "The disk is full."),
+    (proxy_alone, "the server answered 502"),
+]
+
+
+@pytest.mark.parametrize(("fault", "told"), FAULTS)
 def test_a_recording_that_could_not_be_sent_is_kept_and_sent_again(
     talker: Visitor, app: App, fault: Callable[[Any], None], told: str
 ) -> None:
@@ -212,6 +223,41 @@ def test_talk_stays_of_use_in_a_browser_without_sound(visit: Visit) -> None:
     button(visitor, "Talk").click()
     expect(status(visitor)).to_have_text("microphone: AudioContext is not defined")
     expect(button(visitor, "Talk")).to_have_attribute("aria-disabled", "false")
+
+
+def test_an_answer_is_stopped_before_a_recording_is_lost_that_was_kept(talker: Visitor, app: App) -> None:
+    talker.page.route("**/utterance", no_network)
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    button(talker, "Send").click()
+    expect(button(talker, "Send again")).to_be_visible()
+    talker.ask("slow long story")
+    expect(status(talker)).to_have_text("speaking")
+    expect(button(talker, "Stop")).to_be_visible()
+    talker.page.keyboard.press("Escape")
+    expect(button(talker, "Discard")).to_be_visible()
+    expect(status(talker)).to_contain_text("kept, as it could not be sent")
+    expect(button(talker, "Send again")).to_be_visible()
+    assert app.engine.working == 0
+    talker.page.keyboard.press("Escape")
+    expect(button(talker, "Talk")).to_be_visible()
+    talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
+
+
+def test_talk_works_again_when_a_recording_on_its_way_is_discarded(talker: Visitor) -> None:
+    talker.page.route("**/utterance", lambda route: None)  # a network that says nothing, not even no
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    button(talker, "Send").click()
+    expect(status(talker)).to_have_text("sending")
+    button(talker, "Discard").click()
+    expect(status(talker)).to_have_text("recording discarded")
+    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
+    talker.page.unroute("**/utterance")
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    button(talker, "Send").click()
+    finished(talker)
 
 
 def test_a_recording_at_its_limit_is_sent_by_itself(talker: Visitor, app: App) -> None:

@@ -10,10 +10,8 @@ const say = (text) => { if (line.textContent !== text) line.textContent = text; 
 // `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
 let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
-// A recording on its way, or that could not be sent.
-let unsent = null;
-// The request that carries it.
-let posting = null;
+// A recording on its way, or that could not be sent and then why.
+let unsent = null, posting = null, keptBecause = '';
 // `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
 let revival = null, revivals = 0, stuck = false, leaving = false;
 // `owed`: nothing has come yet of what was asked, not even the name of its speech.
@@ -29,15 +27,17 @@ element.speechPlayer = player;
 
 const handsFree = new HandsFree({listen: () => { if (!recorder && !unsent && !link.down && !stuck) startTalking(); }});
 
+const answering = () => busy || asked || player.speaking || player.pending;
+// An answer is stopped before a recording is discarded that was kept.
+const discards = () => recorder || unsent && !answering();
 function refresh() {
-  const answering = busy || asked || player.speaking || player.pending;
-  handsFree.follow(answering);
-  stopButton.hidden = !(recorder || unsent || answering);
-  stopButton.querySelector('span').textContent = recorder || unsent ? 'Discard' : 'Stop';
-  stopButton.title = recorder || unsent ? 'Discard the recording (Esc)' : 'Stop the answer (Esc)';
+  handsFree.follow(answering());
+  stopButton.hidden = !(recorder || unsent || answering());
+  stopButton.querySelector('span').textContent = discards() ? 'Discard' : 'Stop';
+  stopButton.title = discards() ? 'Discard the recording (Esc)' : 'Stop the answer (Esc)';
   if (recorder) return;
   say(link.down ? 'The server cannot be reached' : stuck ? STUCK : player.speaking ? 'speaking'
-    : reloaded && player.pending && player.muted ? MUTED : busy || asked ? 'thinking' : note);
+    : reloaded && player.pending && player.muted ? MUTED : busy || asked ? 'thinking' : note || unsent && keptBecause || '');
 }
 function tell(text) { note = text; refresh(); }
 function idle() { busy = asked = unwanted = false; refresh(); }
@@ -54,7 +54,7 @@ function stop() {
 // Who has unticked "Speak answers" while the server was away wants to hear no more of this one either.
 const spoken = () => document.querySelector('#speech input')?.checked !== false;
 const link = new ServerWatch({
-  pending: () => busy || asked || player.speaking || player.pending,
+  pending: answering,
   // What has come of the speech is heard to its end, and the rest when the server is there again.
   lost: () => { revived(); handsFree.over(); idle(); },
   back: () => { spoken() ? player.again() : player.stop(); idle(); revive(reload); },
@@ -179,7 +179,7 @@ document.addEventListener('keydown', (event) => {
   closeCamera();
   stopOrDiscard();
 }, {capture: true});
-const stopOrDiscard = () => { if (recorder || unsent) discardTalk(); else stop(); };
+const stopOrDiscard = () => { if (discards()) discardTalk(); else stop(); };
 stopButton.addEventListener('click', stopOrDiscard);
 
 const secure = Boolean(navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
@@ -222,8 +222,8 @@ function endTalking(next = 'Talk') {
 }
 function discardTalk(why = 'recording discarded') {
   recorder?.stop();
-  unsent = null;
   posting?.abort();
+  unsent = null;
   endTalking();
   handsFree.over();
   tell(why);
@@ -231,12 +231,14 @@ function discardTalk(why = 'recording discarded') {
 async function postTalk() {
   const mine = unsent;
   posting = new AbortController();
+  keptBecause = '';
   tell('sending');
   const response = await fetch(new URL('gradio_api/utterance', document.baseURI),
-    {method: 'POST', body: mine, credentials: 'same-origin', signal: posting.signal});
-  const answer = await response.json();
+    {method: 'POST', body: mine, credentials: 'same-origin', signal: posting.signal}).catch(() => null);
+  const answer = await response?.json().catch(() => null);  // a proxy in front answers in a page of its own
   if (unsent !== mine) return;  // discarded
-  if (response.status >= 500) throw new Error(answer.error);
+  if (!response) throw new Error('the server cannot be reached');
+  if (!answer || response.status >= 500) throw new Error(answer?.error || `the server answered ${response.status}`);
   unsent = null;
   endTalking();
   if (!response.ok) { tell(answer.error); return; }
@@ -246,7 +248,8 @@ async function postTalk() {
 function kept(error) {
   if (!unsent) return;
   endTalking('Send again');
-  tell('kept, as it could not be sent: ' + error.message);
+  keptBecause = 'kept, as it could not be sent: ' + error.message;
+  tell('');
   link.look();
 }
 async function takeRecording() {
