@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from playwright.sync_api import expect
 
-from benchmarks.browser import Visitor, launched
+from benchmarks.browser import FLAGS, Visitor, chromium_path, launched
 from omni_app.media.audio import write_wav
 from tests.ui.conftest import App
 from tests.ui.steps import finished, press, silent, status, until
@@ -124,12 +124,11 @@ def test_stop_gives_the_turn_to_nobody_and_the_choice_is_kept(speaker: Visitor, 
     speaker.page.wait_for_timeout(1500)
     expect(status(speaker)).to_have_text("")
     speaker.reload()
-    switch = speaker.page.get_by_role("button", name="Hands-free", exact=True)
-    expect(switch).to_have_attribute("aria-pressed", "true")
+    expect(switch(speaker)).to_have_attribute("aria-pressed", "true")
     press(speaker, "Hands-free")
-    expect(switch).to_have_attribute("aria-pressed", "false")
+    expect(switch(speaker)).to_have_attribute("aria-pressed", "false")
     speaker.reload()
-    expect(switch).to_have_attribute("aria-pressed", "false")
+    expect(switch(speaker)).to_have_attribute("aria-pressed", "false")
     expect(status(speaker)).to_have_text("")
 
 
@@ -142,3 +141,96 @@ def test_an_answer_to_what_was_typed_opens_no_microphone(visit: Visit) -> None:
     silent(visitor)
     visitor.page.wait_for_timeout(1000)
     expect(visitor.page.get_by_role("button", name="Talk", exact=True)).to_have_attribute("aria-pressed", "false")
+
+
+@pytest.fixture
+def listener(playwright: Any, app: App, tmp_path: Path) -> Iterator[Visitor]:
+    """A visitor who says nothing."""
+    write_wav(tmp_path / "silence.wav", b"\0\0" * RATE * 30, RATE)
+    browser = launched(playwright, microphone=tmp_path / "silence.wav")
+    visitor = Visitor(browser, app.url)
+    yield visitor
+    problems = visitor.problems
+    browser.close()
+    assert problems == []
+
+
+def switch(visitor: Visitor) -> Any:
+    return visitor.page.get_by_role("button", name="Hands-free", exact=True)
+
+
+def talk(visitor: Visitor) -> Any:
+    return visitor.page.get_by_role("button", name="Talk", exact=True)
+
+
+@pytest.mark.parametrize("by", ["Enter", "Retry"])
+def test_asking_in_another_way_closes_the_microphone_that_would_hear_the_answer(listener: Visitor, by: str) -> None:
+    listener.ask("one two")
+    finished(listener)
+    silent(listener)
+    press(listener, "Hands-free")
+    expect(status(listener)).to_contain_text("listening", timeout=10_000)
+    if by == "Enter":
+        listener.ask("three four")
+        finished(listener, 2)
+    else:
+        press(listener, "Retry")
+        expect(status(listener)).to_have_text("speaking")
+        finished(listener)
+    expect(talk(listener)).to_have_attribute("aria-pressed", "false")
+    silent(listener)
+    listener.page.wait_for_timeout(1000)
+    expect(status(listener)).to_have_text("")
+
+
+def test_switched_on_in_mid_answer_it_waits_for_the_end_and_off_it_closes_a_microphone_that_heard_nothing(
+    listener: Visitor, app: App
+) -> None:
+    asked = len(app.engine.asked)
+    listener.ask("one two three four five six seven eight")
+    expect(status(listener)).to_have_text("speaking", timeout=10_000)
+    press(listener, "Hands-free")
+    expect(status(listener)).to_have_text("speaking")
+    finished(listener)
+    expect(listener.page.locator("#chat .figures")).not_to_contain_text("stopped")
+    expect(status(listener)).to_contain_text("listening", timeout=20_000)
+    press(listener, "Hands-free")
+    expect(status(listener)).to_have_text("the microphone is closed")
+    expect(talk(listener)).to_have_attribute("aria-pressed", "false")
+    assert len(app.engine.asked) == asked + 1
+
+
+def test_what_was_begun_to_be_said_is_not_lost_when_hands_free_is_switched_off(speaker: Visitor, app: App) -> None:
+    asked = len(app.engine.asked)
+    press(speaker, "Hands-free")
+    expect(status(speaker)).to_contain_text("listening, 2 s", timeout=10_000)
+    press(speaker, "Hands-free")
+    press(speaker, "Send")
+    finished(speaker)
+    assert len(app.engine.asked) == asked + 1
+    speaker.page.wait_for_timeout(1000)
+    expect(talk(speaker)).to_have_attribute("aria-pressed", "false")
+
+
+def test_who_leaves_for_another_conversation_is_not_listened_to_there(listener: Visitor) -> None:
+    listener.ask("slow long story")
+    expect(status(listener)).to_have_text("speaking", timeout=10_000)
+    press(listener, "Hands-free")
+    press(listener, "New conversation")
+    silent(listener)
+    listener.page.wait_for_timeout(1500)
+    expect(status(listener)).to_have_text("")
+    expect(talk(listener)).to_have_attribute("aria-pressed", "false")
+
+
+def test_without_a_microphone_nothing_is_hands_free(playwright: Any, app: App) -> None:
+    browser = playwright.chromium.launch(
+        executable_path=chromium_path(), args=[flag for flag in FLAGS if flag != "--use-fake-ui-for-media-stream"]
+    )
+    page = browser.new_page()
+    page.goto(app.url)
+    button = page.get_by_role("button", name="Hands-free", exact=True)
+    button.click()
+    expect(page.locator("#voice [role=status]")).to_have_text("the browser did not allow the microphone")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    browser.close()

@@ -36,7 +36,9 @@ class HandsFree {
   hear(peak, seconds) { this.pauses.hear(peak, seconds); }
   get paused() { return this.on && this.pauses.paused; }
   get nothing() { return this.on && this.pauses.nothing; }
+  get said() { return Boolean(this.pauses?.said); }
   sent() { this.turn = this.on ? 'sent' : 'nobody'; }
+  join() { this.turn = 'theirs'; }  // in the middle of an answer
   over() { this.turn = 'nobody'; }
   // `answering`: an answer is awaited, made or heard.
   follow(answering) {

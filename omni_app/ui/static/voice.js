@@ -96,7 +96,10 @@ watch('value', () => {
   if (busy) asked = false;
   if (fresh) hear();
   else if (before && before.from !== null && value.latest === run) hear(before.from);
-  else if (!value.run && value.run !== undefined) player.stop();
+  else if (!value.run && value.run !== undefined) {
+    player.stop();
+    if (!busy || value.latest !== undefined) handsFree.over();  // stopped, or another conversation is shown
+  }
   else if (!busy && value.speech === false) player.pending = false;
   before = null;
   refresh();
@@ -114,7 +117,7 @@ addEventListener('pagehide', () => {
 const bar = element.querySelector('.voice-bar');
 bar.addEventListener('asked', () => {
   running++;
-  if (!keyed) { asked = owed = true; unwanted = false; }
+  if (!keyed) { closeEars(); asked = owed = true; unwanted = false; }
   keyed = false;
   tell('');
 });
@@ -140,7 +143,10 @@ document.addEventListener('click', (event) => {
   if (!confirm('Clear this conversation? Its messages and files are deleted.')) event.stopPropagation();
 }, {capture: true});
 
+// Who asks in another way does not speak now, and the answer would be heard as the next question.
+function closeEars() { if (recorder && handsFree.on) discardTalk(''); }
 function sending() {
+  closeEars();
   handsFree.over();
   keyed = asked = owed = true;
   unwanted = false;
@@ -202,7 +208,7 @@ function listening(level, seconds, blockSeconds) {
   say(stuck ? STUCK : `listening, ${Math.floor(seconds)} s`);
   handsFree.hear(level, blockSeconds);
   if (handsFree.paused || seconds >= mostSeconds()) sendTalk();
-  else if (handsFree.nothing) discardTalk('nothing was said');
+  else if (handsFree.nothing) discardTalk('nothing was said; Talk listens again');
 }
 async function startTalking() {
   stop();
@@ -211,7 +217,7 @@ async function startTalking() {
   refresh();
   talk.setAttribute('aria-pressed', 'true');
   talk.querySelector('span').textContent = 'Send';
-  try { await recorder.start(); } catch (error) { endTalking(); blocked('microphone', error); }
+  try { await recorder.start(); } catch (error) { chooseHandsFree(false); endTalking(); blocked('microphone', error); }
 }
 function endTalking(next = 'Talk') {
   recorder = null;
@@ -273,10 +279,12 @@ talk.addEventListener('click', async () => {
 });
 
 function showHandsFree() { handsFreeButton.setAttribute('aria-pressed', String(handsFree.on)); }
+function chooseHandsFree(on) { handsFree.choose(on); showHandsFree(); }
 handsFreeButton.addEventListener('click', () => {
-  handsFree.choose(!handsFree.on);
-  showHandsFree();
-  if (handsFree.on && !recorder && !unsent) talk.click();
+  chooseHandsFree(!handsFree.on);
+  if (!handsFree.on) { if (recorder && !handsFree.said) discardTalk('the microphone is closed'); }
+  else if (answering()) handsFree.join();
+  else if (!recorder && !unsent) talk.click();
 });
 showHandsFree();
 
