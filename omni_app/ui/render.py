@@ -11,6 +11,7 @@ from omni_app.ui.live import LiveReply
 from omni_app.ui.store import Turn
 
 THINKING = "…"
+LOST = "The answer to this was lost: the app ended while it was made. Retry asks again."
 # Code and formulas show their content as it is; everywhere else a tag would be swallowed by the sanitizer.
 _CODE = re.compile(
     r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``[^\n]+?``|`[^`\n]*`|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\))", re.DOTALL
@@ -45,6 +46,8 @@ def conversation(turns: list[Turn], live: LiveReply | None = None) -> list[dict[
         if messages and live.heard and not turns[-1].heard:
             messages[-1]["content"].append(_quiet("heard", f"heard: {live.heard}"))
         messages.append({"role": "assistant", "content": [shown(live.text) or THINKING]})
+    elif turns and turns[-1].role == "user":
+        messages.append({"role": "assistant", "content": [_quiet("", LOST)]})
     return messages
 
 

@@ -54,6 +54,12 @@ def test_failure_before_the_first_word_keeps_the_tools_of_an_answer() -> None:
     assert message["content"] == ['<span class="alone">The server is down.</span>']
 
 
+def test_a_question_whose_answer_was_lost_says_so_where_it_can_be_asked_again() -> None:
+    asked, lost = render.conversation([Turn("user", "a")])
+    assert (asked["role"], lost["role"]) == ("user", "assistant")
+    assert lost["content"] == [f'<span class="alone">{render.LOST}</span>']
+
+
 def test_likes_are_one_per_answer() -> None:
     turns = [
         Turn("user", "a"),
