@@ -244,6 +244,14 @@ def test_phone_width_fits_and_works(visit: Visit) -> None:
     expect(visitor.box).to_be_in_viewport()
 
 
+@pytest.mark.parametrize(("width", "height"), [(780, 390), (667, 375), (1280, 600)])
+def test_a_low_window_leaves_the_chat_its_room(visit: Visit, width: int, height: int) -> None:
+    visitor = visit(viewport={"width": width, "height": height})
+    visitor.page.evaluate("document.querySelector('#header p').textContent = 'Why this engine answers. '.repeat(14)")
+    visitor.page.wait_for_timeout(300)
+    assert visitor.page.locator("#chat").bounding_box()["height"] > 150
+
+
 def test_keyboard_alone_is_enough(visit: Visit, app: App) -> None:
     visitor = visit()
     visitor.page.keyboard.type("typed without a mouse")
