@@ -136,8 +136,8 @@ class Chat:
         async for update in self._answer(request, conversation, replace, wishes):
             yield update
 
-    async def undo(self, request: gr.Request, key: str) -> Update:
-        """Take the last message back into the box, with its files."""
+    async def undo(self, request: gr.Request, box: dict[str, Any], key: str) -> Update:
+        """Take the last message back into the box, with its files, before what is there already."""
         conversation = self._tabs.opened(request, key)
         async with self._dialogues.alone(conversation):
             self._dialogues.change(conversation, without_last_answer)
@@ -150,8 +150,10 @@ class Chat:
                 _warn(unkept("The message", error))
                 return {"chat": self._rendered(conversation)}
             _tell(self._dialogues.change(conversation, without_last_question))
-        box = {"text": turn.text, "files": files}
-        return {"chat": self._rendered(conversation), "box": box, "voice": SILENCE} | self._named(request, conversation)
+        text = "\n".join(filter(None, (turn.text, box.get("text"))))
+        filled = {"text": text, "files": files + (box.get("files") or [])}
+        shown = {"chat": self._rendered(conversation), "box": filled, "voice": SILENCE}
+        return shown | self._named(request, conversation)
 
     async def halt(self, request: gr.Request, key: str) -> None:
         await self._dialogues.stop(self._tabs.opened(request, key))

@@ -143,7 +143,7 @@ class Page:
         self._on(demo.load, chat.open, [w["key"]], **answers)
         self._on(w["voice"].halt, chat.halt, [w["key"]], **answers)
         self._on(w["voice"].seen, chat.listed)
-        self._on(w["chat"].undo, chat.undo, [w["key"]])
+        self._on(w["chat"].undo, chat.undo, [w["box"], w["key"]])
         self._on(w["chat"].clear, chat.clear, [w["key"]])
         self._on(w["chat"].like, chat.like, [w["key"]])
         self._on(w["new"].click, chat.fresh)

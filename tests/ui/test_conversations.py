@@ -134,21 +134,26 @@ def test_what_is_typed_before_the_server_has_taken_a_question_stays(visit: Visit
     expect(visitor.box).to_have_value("")
 
 
-def test_undo_brings_the_message_back_into_the_box(visit: Visit, app: App, picture: Path) -> None:
+def test_undo_brings_the_message_back_into_the_box_before_what_is_there(
+    visit: Visit, app: App, picture: Path, recording: Path
+) -> None:
     visitor = visit()
     kept = set(app.data.glob("visitors/*/*/media/*.jpg"))
     visitor.page.set_input_files("#box input[type=file]", picture)
     expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
     visitor.ask("take this back")
     finished(visitor)
-    press(visitor, "Undo")
-    expect(visitor.box).to_have_value("take this back")
+    visitor.page.set_input_files("#box input[type=file]", recording)
     expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
+    visitor.box.fill("the next thought")
+    press(visitor, "Undo")
+    expect(visitor.box).to_have_value("take this back\nthe next thought")
+    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(2)
     expect(bot(visitor)).to_have_count(0)
     assert set(app.data.glob("visitors/*/*/media/*.jpg")) == kept
     visitor.box.press("Enter")
     finished(visitor)
-    expect(bot(visitor).first).to_have_text("echo: take this back [image]")
+    expect(bot(visitor).first).to_have_text("echo: take this back the next thought [image] [audio]")
 
 
 @pytest.mark.parametrize("emptied", ["Clear", "Undo"])
