@@ -238,6 +238,7 @@ def test_an_answer_is_stopped_before_a_recording_is_lost_that_was_kept(talker: V
     expect(button(talker, "Discard")).to_be_visible()
     expect(status(talker)).to_contain_text("kept, as it could not be sent")
     expect(button(talker, "Send again")).to_be_visible()
+    finished(talker)
     assert app.engine.working == 0
     talker.page.keyboard.press("Escape")
     expect(button(talker, "Talk")).to_be_visible()
