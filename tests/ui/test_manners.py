@@ -245,22 +245,6 @@ def test_an_answer_is_stopped_before_a_recording_is_lost_that_was_kept(talker: V
     talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
 
 
-def test_talk_works_again_when_a_recording_on_its_way_is_discarded(talker: Visitor) -> None:
-    talker.page.route("**/utterance", lambda route: None)  # a network that says nothing, not even no
-    button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
-    button(talker, "Send").click()
-    expect(status(talker)).to_have_text("sending")
-    button(talker, "Discard").click()
-    expect(status(talker)).to_have_text("recording discarded")
-    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
-    talker.page.unroute("**/utterance")
-    button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
-    button(talker, "Send").click()
-    finished(talker)
-
-
 def test_a_recording_at_its_limit_is_sent_by_itself(talker: Visitor, app: App) -> None:
     talker.page.evaluate("document.querySelector('#voice .voice-bar').dataset.mostSeconds = 1")
     button(talker, "Talk").click()
