@@ -75,7 +75,9 @@ def choose(settings: Settings) -> tuple[EngineSpec, str]:
         return _named(settings.engine), f"OMNI_ENGINE asks for {settings.engine}."
     if settings.endpoint:
         return ENDPOINT, "OMNI_ENDPOINT names a server."
-    return SPECS["builtin"], "No server is named (OMNI_ENDPOINT), so small models on this machine answer."
+    return SPECS["builtin"], (
+        "No server is named (OMNI_ENDPOINT), and none runs here: the System page starts Qwen3-Omni where a GPU is."
+    )
 
 
 def _named(name: str) -> EngineSpec:

@@ -22,7 +22,7 @@ from omni_app.settings import Settings
 log = logging.getLogger(__name__)
 
 _MODALITIES: frozenset[Kind] = frozenset({"text", "image", "audio", "video"})
-_MODEST = "Small models on this machine's processor: quick, private, and often wrong."
+_MODEST = "Small models on this machine's processor answer: quick, private, and often wrong."
 
 
 class BuiltinEngine:

@@ -16,7 +16,7 @@ from omni_app.engines.builtin.assets import KOKORO_MODEL, KOKORO_VOICES, fetch
 from omni_app.engines.builtin.clauses import Clause, ClauseSplitter, Ending
 from omni_app.engines.builtin.fetching import Progress
 from omni_app.engines.builtin.pacing import POLL_SECONDS, Cancelled, Clock, Pace, Turns
-from omni_app.engines.builtin.speech_speed import Speed, measured, record_path
+from omni_app.engines.builtin.speech_speed import Speed, measured
 from omni_app.engines.builtin.waveform import SAMPLE_RATE, Samples, silence
 from omni_app.errors import AssetUnavailable, BadRequest
 from omni_app.settings import Settings
@@ -125,12 +125,9 @@ class Speaker:
             self.reason = f"Kokoro speaks; {figure}" + ("." if speed.keeps_up else ", so it will stutter.")
             return
         self._kokoro = None
-        again = f"to measure again delete {record_path(self._settings.cache_dir)}"
-        if speed.disturbed:
-            again = f"other programs kept the machine busy meanwhile, so a start in an hour measures again, or {again}"
+        busy = " while other programs keep the machine busy; a later start measures again" if speed.disturbed else ""
         self.reason = (
-            f"eSpeak NG speaks, because Kokoro cannot keep up: {figure}. To use it anyway choose its voice or set "
-            f"OMNI_BUILTIN_SPEECH=kokoro; {again}."
+            f"eSpeak NG speaks, because Kokoro cannot keep up: {figure}{busy}. Its voices can be chosen all the same."
         )
 
 
