@@ -15,7 +15,7 @@ import pytest
 
 from quantize import environment, job
 from quantize.schemes import Recipe
-from tests.quantize.test_job import Command, started, until
+from tests.quantize.job_steps import Command, started, until
 
 pytestmark = [pytest.mark.quantize, pytest.mark.timeout(600)]
 OWN_DISK = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]

@@ -13,7 +13,7 @@ from quantize import estimate, folder, job, plan
 from quantize.checkpoint import read_source
 from quantize.schemes import Recipe
 from tests.quantize.conftest import Driver
-from tests.quantize.test_job import Command, started, until
+from tests.quantize.job_steps import Command, started, until
 from tests.quantize.test_plan import EVERY_PART
 
 pytestmark = [pytest.mark.quantize, pytest.mark.timeout(600)]

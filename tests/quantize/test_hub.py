@@ -16,8 +16,8 @@ from quantize.errors import ModelUnusable
 from quantize.hub import fetch, resolve
 from quantize.progress import silent
 from tests.quantize import scripted_hub
+from tests.quantize.job_steps import Command, Stand, started, until
 from tests.quantize.scripted_hub import COMMIT, TOKEN, Hub, Repo
-from tests.quantize.test_job import Command, Stand, started, until
 from tests.server import model_folder
 
 

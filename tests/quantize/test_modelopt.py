@@ -18,7 +18,7 @@ from quantize import checkpoint, convert, environment, modelopt
 from quantize.errors import ModelUnusable
 from quantize.modelopt import Declared
 from tests.quantize.conftest import Driver
-from tests.quantize.test_job import Command
+from tests.quantize.job_steps import Command
 from tests.server import model_folder
 
 Export = Callable[[str], Path]

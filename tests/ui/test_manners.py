@@ -23,14 +23,6 @@ Visit = Callable[..., Visitor]
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
 READ = ["#header p", ".engine", "#chat .figures", "#chat .message-buttons button", "#new", ".nav-holder a"]
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-KEEP_TRACKS = """
-const asked = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-window.tracks = [];
-navigator.mediaDevices.getUserMedia = async (wanted) => {
-  const stream = await asked(wanted);
-  window.tracks.push(...stream.getTracks());
-  return stream;
-};"""
 APP = """
 import sys
 from pathlib import Path
@@ -43,7 +35,6 @@ demo, _ = serve(settings, Runner(ScriptedEngine(), "Chosen by the test.", 8))
 print("up", flush=True)
 demo.block_thread()
 """
-LIVE = "window.tracks.filter((track) => track.readyState === 'live').length"
 CONTRAST = """(selector) => [...document.querySelectorAll(selector)].map((element) => {
   const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
   const painted = (colours) => {
@@ -75,182 +66,11 @@ def finished(visitor: Visitor, answers: int = 1) -> None:
     expect(visitor.page.locator("#chat .figures")).to_have_count(answers, timeout=20_000)
 
 
-def microphones(visitor: Visitor) -> int:
-    return int(visitor.page.evaluate(LIVE))
-
-
-@pytest.fixture
-def talker(visit: Visit) -> Visitor:
-    """A visitor whose open microphones and cameras can be counted."""
-    visitor = visit()
-    visitor.page.add_init_script(KEEP_TRACKS)
-    visitor.reload()
-    return visitor
-
-
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files") / "teal.png"
     Image.new("RGB", (64, 48), "teal").save(path)
     return path
-
-
-def test_a_double_click_on_talk_opens_one_microphone_and_sending_closes_it(talker: Visitor) -> None:
-    button(talker, "Talk").dblclick()
-    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
-    expect(status(talker)).to_have_attribute("aria-live", "off")
-    assert microphones(talker) == 1
-    button(talker, "Send").click()
-    expect(status(talker)).to_have_attribute("aria-live", "polite")
-    finished(talker)
-    assert microphones(talker) == 0
-
-
-@pytest.mark.parametrize("by", ["Escape", "Discard"])
-def test_a_recording_is_discarded_with_and_without_a_keyboard(talker: Visitor, app: App, by: str) -> None:
-    asked = len(app.engine.asked)
-    button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening", timeout=10_000)
-    button(talker, by).click() if by == "Discard" else talker.page.keyboard.press(by)
-    expect(status(talker)).to_have_text("recording discarded")
-    expect(button(talker, "Discard")).to_be_hidden()
-    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
-    assert microphones(talker) == 0
-    assert len(app.engine.asked) == asked
-
-
-@pytest.mark.parametrize("by", ["Escape", "Discard"])
-def test_a_recording_on_its_way_can_still_be_discarded(talker: Visitor, app: App, by: str) -> None:
-    asked, waiting = len(app.engine.asked), []
-    talker.page.route("**/gradio_api/utterance", lambda route: waiting.append(route))
-    button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening", timeout=10_000)
-    with talker.page.expect_request("**/gradio_api/utterance"):
-        button(talker, "Send").click()
-    button(talker, by).click() if by == "Discard" else talker.page.keyboard.press(by)
-    expect(status(talker)).to_have_text("recording discarded")
-    expect(button(talker, "Discard")).to_be_hidden()
-    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
-    talker.ask("typed instead")
-    finished(talker)
-    assert len(app.engine.asked) == asked + 1
-
-
-def test_escape_while_the_microphone_opens_leaves_nothing_open(talker: Visitor) -> None:
-    talker.page.evaluate("""() => {
-      const asked = navigator.mediaDevices.getUserMedia;
-      navigator.mediaDevices.getUserMedia = (wanted) =>
-        new Promise((resolve) => { window.allow = () => resolve(asked(wanted)); });
-    }""")
-    button(talker, "Talk").click()
-    talker.page.wait_for_function("typeof window.allow === 'function'")
-    talker.page.keyboard.press("Escape")
-    expect(status(talker)).to_have_text("recording discarded")
-    talker.page.evaluate("window.allow()")
-    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
-    assert talker.page.evaluate("window.tracks.length") == 1
-    assert microphones(talker) == 0
-
-
-def no_network(route: Any) -> None:
-    route.abort()
-
-
-def full_disk(route: Any) -> None:
-    route.fulfill(status=507, json={"error": "The disk is full."})
-
-
-def proxy_alone(route: Any) -> None:
-    route.fulfill(status=502, body="<html>Bad Gateway</html>")
-
-
-FAULTS: list[tuple[Callable[[Any], None], str]] = [
-    (no_network, "the server cannot be reached"),
-    (full_disk, "The disk is full."),
-    (proxy_alone, "the server answered 502"),
-]
-
-
-@pytest.mark.parametrize(("fault", "told"), FAULTS)
-def test_a_recording_that_could_not_be_sent_is_kept_and_sent_again(
-    talker: Visitor, app: App, fault: Callable[[Any], None], told: str
-) -> None:
-    asked = len(app.engine.asked)
-    talker.page.route("**/utterance", fault)
-    button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
-    button(talker, "Send").click()
-    expect(status(talker)).to_have_text(f"kept, as it could not be sent: {told}")
-    assert microphones(talker) == 0
-    talker.page.unroute("**/utterance")
-    button(talker, "Send again").click()
-    finished(talker)
-    expect(button(talker, "Talk")).to_be_visible()
-    assert len(app.engine.asked) == asked + 1
-    assert app.engine.asked[-1][0][-1].parts[0].seconds > 1
-    talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
-
-
-def test_a_recording_that_could_not_be_sent_can_be_discarded(talker: Visitor, app: App) -> None:
-    asked = len(app.engine.asked)
-    talker.page.route("**/utterance", no_network)
-    button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening", timeout=10_000)
-    button(talker, "Send").click()
-    expect(button(talker, "Send again")).to_be_visible()
-    button(talker, "Discard").click()
-    expect(status(talker)).to_have_text("recording discarded")
-    expect(button(talker, "Talk")).to_be_visible()
-    expect(button(talker, "Discard")).to_be_hidden()
-    assert len(app.engine.asked) == asked
-    talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
-
-
-def test_a_recording_that_cannot_begin_leaves_nothing_open(talker: Visitor) -> None:
-    talker.page.evaluate("""() => {
-      AudioContext.prototype.createMediaStreamSource = () => { throw new Error('it cannot be read'); };
-    }""")
-    button(talker, "Talk").click()
-    expect(status(talker)).to_have_text("microphone: it cannot be read")
-    assert talker.page.evaluate("window.tracks.length") == 1
-    assert microphones(talker) == 0
-    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
-
-
-def test_talk_stays_of_use_in_a_browser_without_sound(visit: Visit) -> None:
-    visitor = visit()
-    visitor.page.evaluate("() => { delete window.AudioContext; }")
-    button(visitor, "Talk").click()
-    expect(status(visitor)).to_have_text("microphone: AudioContext is not defined")
-    expect(button(visitor, "Talk")).to_have_attribute("aria-disabled", "false")
-
-
-def test_an_answer_is_stopped_before_a_recording_is_lost_that_was_kept(talker: Visitor, app: App) -> None:
-    talker.page.route("**/utterance", no_network)
-    button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening", timeout=10_000)
-    button(talker, "Send").click()
-    expect(button(talker, "Send again")).to_be_visible()
-    talker.ask("slow long story")
-    expect(status(talker)).to_have_text("speaking")
-    expect(button(talker, "Stop")).to_be_visible()
-    talker.page.keyboard.press("Escape")
-    expect(button(talker, "Discard")).to_be_visible()
-    expect(status(talker)).to_contain_text("kept, as it could not be sent")
-    expect(button(talker, "Send again")).to_be_visible()
-    finished(talker)
-    assert app.engine.working == 0
-    talker.page.keyboard.press("Escape")
-    expect(button(talker, "Talk")).to_be_visible()
-    talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
-
-
-def test_a_recording_at_its_limit_is_sent_by_itself(talker: Visitor, app: App) -> None:
-    talker.page.evaluate("document.querySelector('#voice .voice-bar').dataset.mostSeconds = 1")
-    button(talker, "Talk").click()
-    finished(talker)
-    assert microphones(talker) == 0
-    assert app.engine.asked[-1][0][-1].parts[0].seconds == pytest.approx(1.0, abs=0.1)
 
 
 def test_escape_right_after_enter_stops_the_answer(visit: Visit, app: App) -> None:
