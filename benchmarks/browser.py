@@ -29,7 +29,9 @@ FLAGS = [
 
 
 def chromium_path() -> str | None:
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    """The headless shell first, the same engine without the windows that a headless Chromium draws for nobody."""
+    known = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, known)), None)
 
 
 def launched(playwright: Playwright, microphone: Path | None = None) -> Browser:

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from playwright.sync_api import expect
 
-from benchmarks.browser import FLAGS, Visitor, chromium_path, launched
+from benchmarks.browser import Visitor, launched
 from omni_app.media.audio import write_wav
 from tests.ui.conftest import App
 from tests.ui.steps import finished, press, silent, status, until
@@ -223,14 +223,12 @@ def test_who_leaves_for_another_conversation_is_not_listened_to_there(listener: 
     expect(talk(listener)).to_have_attribute("aria-pressed", "false")
 
 
-def test_without_a_microphone_nothing_is_hands_free(playwright: Any, app: App) -> None:
-    browser = playwright.chromium.launch(
-        executable_path=chromium_path(), args=[flag for flag in FLAGS if flag != "--use-fake-ui-for-media-stream"]
-    )
-    page = browser.new_page()
-    page.goto(app.url)
-    button = page.get_by_role("button", name="Hands-free", exact=True)
-    button.click()
-    expect(page.locator("#voice [role=status]")).to_have_text("the browser did not allow the microphone")
-    expect(button).to_have_attribute("aria-pressed", "false")
-    browser.close()
+def test_without_a_microphone_nothing_is_hands_free(visit: Visit) -> None:
+    visitor = visit()
+    visitor.page.evaluate("""() => {
+      navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('no', 'NotAllowedError'));
+    }""")
+    press(visitor, "Hands-free")
+    expect(status(visitor)).to_have_text("the browser did not allow the microphone")
+    switch = visitor.page.get_by_role("button", name="Hands-free", exact=True)
+    expect(switch).to_have_attribute("aria-pressed", "false")
