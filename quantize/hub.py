@@ -213,11 +213,10 @@ def _cached(source: str, commit: str) -> Checkpoint:
 
     repo, revision = _parsed(source)
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns="config.json"))
+        wanted = commit or revision
+        folder = Path(snapshot_download(repo, revision=wanted, local_files_only=True, allow_patterns="config.json"))
     except LocalEntryNotFoundError as error:
         raise _unreachable(source) from error
-    if commit not in ("", folder.name):
-        raise _unreachable(source)
     return checkpoint.read_source(folder)
 
 
