@@ -135,9 +135,8 @@ def quantize(job: Job, tell: Tell) -> None:
     report.require()
     report = _measured(report, made.source, growing, job.folder, tell)
     verify.write(report, job.folder)
-    verify.write(
-        replace(report, folder=out.name, source=made.source.name), growing
-    )  # whoever gets it: no paths of ours
+    told = replace(report, folder=out.name, source=made.source.name)  # whoever gets it: no paths of ours
+    verify.write(told, growing)
     tell("finish", 1, 2, "model card")
     (growing / "README.md").write_text(card.render(made, expected, report, given))
     folder.publish(out)
