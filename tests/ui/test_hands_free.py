@@ -85,17 +85,22 @@ def test_a_door_that_slams_is_no_question(ears: Callable[[np.ndarray], tuple[str
     assert ears(room)[0] == "nothing"
 
 
-@pytest.fixture
-def speaker(playwright: Any, app: App, tmp_path: Path, question: np.ndarray) -> Iterator[Visitor]:
-    """A visitor who asks a question of some seconds whenever the microphone opens, and then says nothing more."""
-    spoken = np.concatenate([np.zeros(RATE // 2), question])
-    write_wav(tmp_path / "spoken.wav", (spoken * 32767).astype("<i2").tobytes(), RATE)
-    browser = launched(playwright, microphone=tmp_path / "spoken.wav")
+def visiting(playwright: Any, app: App, microphone: Path) -> Iterator[Visitor]:
+    """With that sound at the microphone; at the end nothing may have gone wrong in the console."""
+    browser = launched(playwright, microphone=microphone)
     visitor = Visitor(browser, app.url)
     yield visitor
     problems = visitor.problems
     browser.close()
     assert problems == []
+
+
+@pytest.fixture
+def speaker(playwright: Any, app: App, tmp_path: Path, question: np.ndarray) -> Iterator[Visitor]:
+    """A visitor who asks a question of some seconds whenever the microphone opens, and then says nothing more."""
+    spoken = np.concatenate([np.zeros(RATE // 2), question])
+    write_wav(tmp_path / "spoken.wav", (spoken * 32767).astype("<i2").tobytes(), RATE)
+    yield from visiting(playwright, app, tmp_path / "spoken.wav")
 
 
 def test_one_press_and_then_only_talk(speaker: Visitor, app: App, question: np.ndarray) -> None:
@@ -147,12 +152,7 @@ def test_an_answer_to_what_was_typed_opens_no_microphone(visit: Visit) -> None:
 def listener(playwright: Any, app: App, tmp_path: Path) -> Iterator[Visitor]:
     """A visitor who says nothing."""
     write_wav(tmp_path / "silence.wav", b"\0\0" * RATE * 30, RATE)
-    browser = launched(playwright, microphone=tmp_path / "silence.wav")
-    visitor = Visitor(browser, app.url)
-    yield visitor
-    problems = visitor.problems
-    browser.close()
-    assert problems == []
+    yield from visiting(playwright, app, tmp_path / "silence.wav")
 
 
 def switch(visitor: Visitor) -> Any:
