@@ -7,12 +7,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from quantize import environment, job, worker
+from quantize import checkpoint, environment, job, worker
 from quantize.errors import ModelUnusable
+from quantize.hub import _cached as cached
 from quantize.hub import fetch, resolve
 from quantize.progress import silent
 from tests.quantize import scripted_hub
@@ -261,3 +263,18 @@ def test_only_a_finished_result_is_pushed(hub: Hub, command: Command, text_model
     code, found = ran(command("push", text_model, "user/mine", "--dry-run"))
     assert code == 1
     assert "no model card" in found["error"]
+
+
+def test_what_was_looked_at_is_in_the_cache_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at, newer = "a" * 40, "b" * 40
+    repo = tmp_path / "models--them--model"
+    for commit in (looked_at, newer):
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        (repo / "snapshots" / commit / "config.json").touch()
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(newer)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoint, "read_source", lambda folder: SimpleNamespace(folder=folder))
+    assert [cached("them/model", commit).folder.name for commit in ("", looked_at)] == [newer, looked_at]
+    with pytest.raises(ModelUnusable):
+        cached("them/model", "c" * 40)
