@@ -49,11 +49,14 @@ def one_round(server: Server, users: int, text_tokens: int, codec_frames: int, m
         return list(pool.map(user, range(users)))
 
 
-def spread(values: list[float], *, rate: bool = False) -> dict[str, float] | None:
-    """Median and slowest (of rates the smallest), to three decimals; None where there is nothing."""
+def spread(values: list[float], *, smallest: bool = False) -> dict[str, float] | None:
+    """Median and slowest (of rates and lengths the smallest), to three decimals; None where there is nothing."""
     if not values:
         return None
-    return {"median": round(statistics.median(values), 3), "slowest": round(min(values) if rate else max(values), 3)}
+    return {
+        "median": round(statistics.median(values), 3),
+        "slowest": round(min(values) if smallest else max(values), 3),
+    }
 
 
 def summary(answers: list[Answer]) -> dict[str, Any]:
@@ -71,8 +74,8 @@ def summary(answers: list[Answer]) -> dict[str, Any]:
         "whole_answer_s": spread([answer.seconds for answer in good]),
         "real_time_factor": spread(present([answer.real_time_factor for answer in good])),
         "longest_silence_s": spread([answer.longest_silence for answer in good if answer.sound_seconds]),
-        "text_tokens_per_s": spread(present([answer.text_rate for answer in good]), rate=True),
-        "sound_s_per_answer": spread([answer.sound_seconds for answer in good]),
+        "text_tokens_per_s": spread(present([answer.text_rate for answer in good]), smallest=True),
+        "sound_s_per_answer": spread([answer.sound_seconds for answer in good], smallest=True),
         "first_usage": good[0].usage if good else None,
         "first_arrivals": [[round(p.at, 3), p.kind, p.size] for p in good[0].pieces if p.kind == "audio"]
         if good

@@ -63,14 +63,15 @@ class Session:
 
     def step(self, name: str, called: str, endpoint: str) -> None:
         facts, began = self.work / f"{called.replace('=', '_').replace(' ', '_')}.json", time.monotonic()
-        limit_s = min(self.given.seconds + SOAK_MORE_S if name == "soak" else LIMITS_S[name], self.left_s)
+        soak_s = min(self.given.seconds, max(0.0, self.left_s - SOAK_MORE_S))
+        limit_s = min(soak_s + SOAK_MORE_S if name == "soak" else LIMITS_S[name], self.left_s)
         if limit_s < 1:
             return self.note(called, {"ok": False, "seconds": 0.0, "why": "no time was left"})
         command = [
             sys.executable, "-m", "tests.gpu.steps", name, "--endpoint", endpoint, "--out", str(facts),
             "--data-dir", str(self.work / "data"), "--users", self.given.users, "--rounds", str(self.given.rounds),
             "--text-tokens", str(self.given.text_tokens), "--frames", str(self.given.frames),
-            "--seconds", str(self.given.seconds), "--soak-users", str(self.given.soak_users),
+            "--seconds", str(soak_s), "--soak-users", str(self.given.soak_users),
         ]  # fmt: skip
         why = run(command, facts.with_suffix(".log"), limit_s)
         found = json.loads(facts.read_text()) if facts.exists() else {"ok": False}

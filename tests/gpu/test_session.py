@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -9,11 +10,13 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.gpu import session as gpu_session
 from tests.gpu.steps import ROOT
 from tests.server import fake_vllm, model_folder
 
@@ -130,6 +133,25 @@ def test_a_server_that_cannot_start_is_told_of_and_nothing_hangs(stand_in: Path,
     assert not results["serve"]["ok"]
     assert "speak" not in results
     assert results["serve"]["why"]
+
+
+def test_a_soak_ends_with_its_facts_before_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dict.fromkeys(("users", "rounds", "text_tokens", "frames", "soak_users"), 1)
+    given = argparse.Namespace(out=tmp_path, **asked | {"users": "1", "seconds": 600.0})
+    told = list[list[str]]()
+
+    def keep(command: list[str], _log: Path, limit_s: float) -> str:
+        told.append([*command, str(limit_s)])
+        return ""
+
+    monkeypatch.setattr(gpu_session, "run", keep)
+    left_s = 100.0
+    ends = time.monotonic() + gpu_session.SPARE_S + gpu_session.SOAK_MORE_S + left_s
+    gpu_session.Session(given, tmp_path, ends).step("soak", "soak", "http://127.0.0.1:9")
+    [command] = told
+    seconds, limit_s = float(command[command.index("--seconds") + 1]), float(command[-1])
+    assert 0 < seconds <= left_s
+    assert limit_s == pytest.approx(seconds + gpu_session.SOAK_MORE_S, abs=1)
 
 
 @pytest.mark.gpu
