@@ -158,7 +158,7 @@ def _parallel_start(found: Fit, gpus: Sequence[Gpu]) -> Fact[bool]:
 def _switches(parallel: Fact[bool], found: Fit, users: int) -> Iterator[Fact[str]]:
     """Measured on one H100 (benchmarks/results), to ready: with empty caches 378 s with none of the first three, 257 to
     323 s without `share-layers`, 211 s with all but `crowd-graphs`; the second time 119 s without `tokenizer-once` and
-    `early-inputs`, 86 s with them. `no-states` has not been run on a GPU."""
+    `early-inputs`, 86 s with them. `crowd-graphs` and `no-states` were measured on one H200."""
     speaks = len(found.stages) > 1
     if parallel.value and speaks:
         yield Fact("parallel", f"the stages import and load at the same time; {parallel.reason}")
@@ -168,9 +168,9 @@ def _switches(parallel: Fact[bool], found: Fit, users: int) -> Iterator[Fact[str
     if speaks and found.effort.prompt_graphs:
         yield Fact("small-predictor", "else it is compiled for each graph of the talker, also those for prompts")
     if speaks and found.effort.code2wav_graphs and users > 1:
-        yield Fact("crowd-graphs", "2 s more, and the first sound of 4 to 16 users comes 25 to 45 ms earlier")
+        yield Fact("crowd-graphs", "2 s more, and the first sound of 4 to 16 users comes 28 to 122 ms earlier")
     if not speaks:
-        yield Fact("no-states", "2 of 5 ms of each token were spent on states that only a talker would read")
+        yield Fact("no-states", "states that only a talker would read cost a tenth of the tokens/s")
     yield Fact("tokenizer-once", "8 s of each stage were spent on others, with the same outputs")
     yield Fact("early-inputs", "the server waited 26 s for that; it passes while stages load")
     yield Fact(
