@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,9 @@ MOST_EVENTS_AT_ONCE = 120
 MOST_SESSIONS = 512
 """Open pages and calls of the tool that Gradio remembers; it holds 0.2 MB for each, and ten thousand if left alone."""
 LOOK_EVERY_SECONDS = 2.0
+GRACE_SECONDS = 1
+"""For open connections when the app ends. The pages' never close by themselves."""
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 BUILTIN = "builtin"
 UTTERANCES = "utterances"
 """The folder of the data folder that holds recordings until their turn."""
@@ -58,7 +63,20 @@ def launch(settings: Settings) -> None:
     runner = Runner(engine, because, settings.max_replies)
     demo, url = serve(settings, runner)
     print(f"Omni is at {url} (engine {engine.status().name}: {because})", flush=True)
-    demo.block_thread()
+    stay(demo)
+
+
+def stay(demo: gr.Blocks) -> None:
+    """Run until Ctrl-C, SIGTERM, or until the terminal is closed, and keep what is being said; a second one ends the
+    process at once."""
+    told = threading.Event()
+    for number in ENDING:
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # has a trace for each stream that this cuts off
+    demo.close(verbose=False)
 
 
 def choose(settings: Settings) -> tuple[Engine, str]:
@@ -98,11 +116,11 @@ async def follow_own_server(settings: Settings, runner: Runner) -> None:
 
 def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
     """Start the server with this runner; returns the page and its address while it runs in threads of its own."""
-    hub = HubLogin.of(settings)
+    hub, replies = HubLogin.of(settings), Replies()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     # Gradio names its copies by content and deletes its own at the end, so two apps must not share the folder.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.data_dir / "gradio"))
-    demo, routes = assemble(settings, runner, hub)
+    demo, routes = assemble(settings, runner, replies, hub)
     _warn_of_exposure(settings)
     certificate = _certificate(settings)
     _, url, _ = demo.queue(max_size=settings.max_waiting).launch(
@@ -113,16 +131,17 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
         css_paths=[STATIC / "style.css"], show_error=True, prevent_thread_lock=True, mcp_server=True,
         state_session_capacity=MOST_SESSIONS,
         app_kwargs={
-            "routes": routes, "lifespan": _lifespan(settings, runner), "middleware": _middleware(settings, hub),
-            "exception_handlers": {RequestValidationError: malformed},
+            "routes": routes, "middleware": _middleware(settings, hub),
+            "lifespan": _lifespan(settings, runner, replies), "exception_handlers": {RequestValidationError: malformed},
         },
     )  # fmt: skip
+    demo.server.config.timeout_graceful_shutdown = GRACE_SECONDS
     return demo, url
 
 
-def assemble(settings: Settings, runner: Runner, hub: HubLogin | None) -> tuple[gr.Blocks, list[Any]]:
+def assemble(settings: Settings, runner: Runner, replies: Replies, hub: HubLogin | None) -> tuple[gr.Blocks, list[Any]]:
     """The page and every route of ours, wired to one engine."""
-    limits, replies, store = Limits.of(settings), Replies(), Store(settings.data_dir)
+    limits, store = Limits.of(settings), Store(settings.data_dir)
     turnstile = Turnstile.of(settings)
     utterances = speech.Utterances(api.own_folder(settings.data_dir / UTTERANCES), limits)
     chat = Chat(Dialogues(runner, store, replies, turnstile), store, replies, utterances, limits)
@@ -139,7 +158,7 @@ def assemble(settings: Settings, runner: Runner, hub: HubLogin | None) -> tuple[
     return demo, routes
 
 
-def _lifespan(settings: Settings, runner: Runner) -> Any:
+def _lifespan(settings: Settings, runner: Runner, replies: Replies) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         runner.start()
@@ -151,6 +170,7 @@ def _lifespan(settings: Settings, runner: Runner) -> Any:
         yield
         for task in watching:
             task.cancel()
+        await replies.stop()
         await runner.close()
 
     return lifespan

@@ -199,6 +199,10 @@ class Replies:
     def of(self, visitor: str) -> list[LiveReply]:
         return [reply for (owner, _), reply in self._by_conversation.items() if owner == visitor and not reply.done]
 
+    async def stop(self) -> None:
+        """Stop all of them; returns when what each had said is kept."""
+        await asyncio.gather(*(reply.stop() for reply in self._by_run.values() if not reply.done))
+
     def release(self, reply: LiveReply) -> None:
         """Keep the speech of an ended reply for late listeners a while, then forget it."""
         if self._by_conversation.get((reply.visitor, reply.conversation)) is reply:

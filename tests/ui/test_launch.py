@@ -21,6 +21,7 @@ from omni_app.runner import Runner
 from omni_app.settings import Settings
 from omni_app.ui import launch
 from omni_app.ui.launch import _warn_of_exposure, serve
+from omni_app.ui.live import Replies
 from tests.scripted import ScriptedEngine
 from tests.ui.conftest import App
 
@@ -183,7 +184,7 @@ def test_recordings_that_a_killed_server_never_had_a_turn_for_go_with_the_next_s
     for file in (killed, running, earlier):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"RIFF")
-    launch.assemble(Settings(data_dir=tmp_path), Runner(ScriptedEngine(), "", 1), None)
+    launch.assemble(Settings(data_dir=tmp_path), Runner(ScriptedEngine(), "", 1), Replies(), None)
     assert [file.exists() for file in (killed, running, earlier)] == [False, True, False]
 
 

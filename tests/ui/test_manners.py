@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -28,12 +29,12 @@ import sys
 from pathlib import Path
 from omni_app.runner import Runner
 from omni_app.settings import Settings
-from omni_app.ui.launch import serve
+from omni_app.ui.launch import serve, stay
 from tests.scripted import ScriptedEngine
 settings = Settings(data_dir=Path(sys.argv[2]), port=int(sys.argv[1]))
 demo, _ = serve(settings, Runner(ScriptedEngine(), "Chosen by the test.", 8))
 print("up", flush=True)
-demo.block_thread()
+stay(demo)
 """
 CONTRAST = """(selector) => [...document.querySelectorAll(selector)].map((element) => {
   const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
@@ -224,4 +225,21 @@ def test_the_page_says_that_the_server_is_away_and_recovers(browser: Any, tmp_pa
         visitor.ask("are you back")
         answer = visitor.page.locator("#chat [data-testid=bot]").filter(has_text="echo: are you back")
         expect(answer).to_be_visible(timeout=20_000)
+        visitor.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_an_app_that_is_told_to_end_keeps_what_it_was_saying(browser: Any, tmp_path: Path, number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with process(port, tmp_path) as running:
+        visitor = Visitor(browser, f"http://127.0.0.1:{port}/")
+        visitor.ask("slow long story")
+        expect(visitor.page.locator("#chat [data-testid=bot]").first).to_contain_text("story", timeout=10_000)
+        running.send_signal(number)
+        assert running.wait(20) == 0
+    with process(port, tmp_path):
+        visitor.page.goto(f"http://127.0.0.1:{port}/")
+        expect(visitor.page.locator("#chat [data-testid=bot]").first).to_contain_text("story", timeout=20_000)
+        expect(visitor.page.locator("#chat .figures")).to_contain_text("stopped")
         visitor.close()
