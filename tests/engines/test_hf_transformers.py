@@ -212,6 +212,11 @@ def test_leaving_ends_the_work_and_the_next_one_gets_its_turn(found: Any) -> Non
 
 
 @pytest.mark.transformers
+def test_leaving_while_a_clip_is_read_ends_the_reading(found: Any) -> None:
+    assert found["reading"] == [1, 1]
+
+
+@pytest.mark.transformers
 def test_what_cannot_be_asked(found: Any) -> None:
     assert found["voice"].startswith("BadRequest: There is no voice called nobody")
     assert found["tokens"].startswith("BadRequest: max_tokens is 0")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pkgutil
 import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -167,6 +169,31 @@ async def cancelled(engine: TransformersEngine) -> bool:
     return ended and not passes
 
 
+async def left_while_reading(engine: TransformersEngine) -> list[int]:
+    """How many pictures of a clip are still decoded, and how many pieces of its sound, by a reply that is left at the
+    first of them."""
+    return [
+        await _left_at(engine, "omni_app.media.video._image", MUTE),
+        await _left_at(engine, "omni_app.media.audio.WavWriter.write", CLIP),
+    ]
+
+
+async def _left_at(engine: TransformersEngine, step: str, clip: Part) -> int:
+    real, calls = pkgutil.resolve_name(step), 0
+
+    def leave(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        assert engine._outbox is not None
+        engine._outbox.cancelled.set()
+        return real(*arguments)
+
+    with patch(step, leave):
+        events = [event async for event in engine.reply([Message.of("user", "Hello", clip)], ReplyOptions())]
+    assert events == []
+    return calls
+
+
 async def queued(engine: TransformersEngine) -> str:
     """What the status says while a second reply waits."""
     first = engine.reply([Message.of("user", "Go on")], ReplyOptions(max_tokens=100_000))
@@ -195,7 +222,7 @@ async def _replies(model: Path) -> object:
         "clip": await reply(engine, CLIP, **short), "mute": await reply(engine, MUTE, **short),
         "mixed": await reply(engine, CLIP, MUTE, SOUND, **short),
         "sampled": [await reply(engine, temperature=1.5, seed=seed, **short) for seed in (1, 1, 2)],
-        "still": await cancelled(engine), "queued": await queued(engine),
+        "still": await cancelled(engine), "reading": await left_while_reading(engine), "queued": await queued(engine),
         "voice": await refused(engine, voice="nobody"), "tokens": await refused(engine, max_tokens=0),
         "long": await refused(engine, text="a b " * 40_000, speech=False),
     }  # fmt: skip

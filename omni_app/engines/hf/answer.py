@@ -25,6 +25,7 @@ from omni_app.conversation import (
 )
 from omni_app.engines.builtin.outbox import Outbox
 from omni_app.engines.hf.loading import Loaded
+from omni_app.engines.hf.prompt import Stopped
 from omni_app.errors import BadRequest, EngineFailed, OmniError
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,6 @@ _TOKEN_FRAMES = 15
 """1.2 s for each token of text, several times what speech takes, and 2 s for the silence around it."""
 _PIECE = SAMPLE_RATE
 """Samples of speech handed over at a time."""
-
-
-class Stopped(Exception):
-    """The visitor has left."""
 
 
 class Watch:
@@ -152,7 +149,7 @@ class Answer:
         model, reader = self._loaded.model, self._loaded.reader
         inputs = {
             name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in reader.inputs(self._messages).items()
+            for name, value in reader.inputs(self._messages, self._out.cancelled.is_set).items()
         }
         prompt = int(inputs["input_ids"].shape[-1])
         most = self._room(prompt)

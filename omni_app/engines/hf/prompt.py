@@ -7,7 +7,7 @@ fit only one build of torch. What torchvision would do, cutting clips into patch
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,10 @@ _TOKEN_PIXELS = 32 * 32
 _END = "<|im_end|>"
 
 
+class Stopped(Exception):
+    """The visitor has left."""
+
+
 @dataclass(slots=True)
 class _Media:
     """The media of a conversation in the order in which its text names them."""
@@ -43,6 +47,8 @@ class _Media:
     interleaved: bool
     """Whether the sound of clips stands between their pictures. transformers cannot do that for some clips only; then
     it follows the pictures as a sound of its own."""
+    stopped: Callable[[], bool]
+    """Whether nobody waits any more."""
     images: list[Image.Image] = field(default_factory=list)
     clips: list[list[Image.Image]] = field(default_factory=list)
     sounds: list[NDArray[np.float32]] = field(default_factory=list)
@@ -50,13 +56,16 @@ class _Media:
     """For each sound the clip between whose pictures it stands."""
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> _Media:
+    def of(cls, messages: Sequence[Message], stopped: Callable[[], bool]) -> _Media:
         clips = [part for message in messages for part in message.media if part.kind == "video"]
         longest = max((part.seconds or 1 for part in clips), default=1)
-        return cls(min(_FPS, _MAX_FRAMES / longest), bool(clips) and all(part.has_sound for part in clips))
+        interleaved = bool(clips) and all(part.has_sound for part in clips)
+        return cls(min(_FPS, _MAX_FRAMES / longest), interleaved, stopped)
 
     def take(self, part: Part) -> list[dict[str, str]]:
-        """Read one; how the chat template is told of it. Raises OSError or ValueError when it cannot be read."""
+        """Read one; how the chat template is told of it. Raises Stopped, and OSError or ValueError where it cannot be
+        read."""
+        self.check()
         path = part.path or Path()
         if part.kind == "image":
             with Image.open(path) as image:
@@ -68,14 +77,20 @@ class _Media:
         return [{"type": part.kind}]
 
     def _take_clip(self, part: Part, path: Path) -> list[dict[str, str]]:
-        pictures = video.frames(path, min(_MAX_FRAMES, max(2, round((part.seconds or 1) * self.fps))))
+        count = min(_MAX_FRAMES, max(2, round((part.seconds or 1) * self.fps)))
+        pictures = video.frames(path, count, self.stopped)
+        self.check()
         if not pictures:
             raise ValueError("no picture of the clip can be decoded")
         self.clips.append(pictures)
         if not part.has_sound:
             return [{"type": "video"}]
-        self._hear(_sound_of(path), len(self.clips) - 1 if self.interleaved else None)
+        self._hear(_sound_of(path, self.stopped), len(self.clips) - 1 if self.interleaved else None)
         return [{"type": "video"}] if self.interleaved else [{"type": "video"}, {"type": "audio"}]
+
+    def check(self) -> None:
+        if self.stopped():
+            raise Stopped
 
     def _hear(self, sound: NDArray[np.float32], clip: int | None) -> None:
         self.sounds.append(sound)
@@ -96,10 +111,12 @@ class Reader:
         self.end_token = int(self.tokenizer.convert_tokens_to_ids(_END))
         self._reserved = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
 
-    def inputs(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """What `generate` wants: tensors of one sequence, and whether clips bring their sound. Raises MediaRejected."""
-        media = _Media.of(messages)
+    def inputs(self, messages: Sequence[Message], stopped: Callable[[], bool]) -> dict[str, Any]:
+        """What `generate` wants: tensors of one sequence, and whether clips bring their sound. Raises MediaRejected,
+        and Stopped once `stopped` comes true."""
+        media = _Media.of(messages, stopped)
         chat = [{"role": message.role, "content": self._content(message, media)} for message in messages]
+        media.check()
         text = self.tokenizer.apply_chat_template(
             chat, chat_template=self._processor.chat_template, tokenize=False, add_generation_prompt=True
         )
@@ -131,10 +148,10 @@ class Reader:
         return text
 
 
-def _sound_of(clip: Path) -> NDArray[np.float32]:
+def _sound_of(clip: Path, stopped: Callable[[], bool]) -> NDArray[np.float32]:
     """Shape (samples,), 16 kHz; a moment of silence when nothing of it can be decoded."""
     with TemporaryDirectory() as folder:
-        wav = video.sound(clip, Path(folder))
+        wav = video.sound(clip, Path(folder), stopped)
         return np.zeros(audio.RATE, np.float32) if wav is None else audio.read_wav(wav)[0]
 
 
