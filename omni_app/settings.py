@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     operator: SecretStr = Field(
         SecretStr(""),
         description="Password to start and stop the model's server and to quantize; without one, that works only from "
-        "this machine, and only while the app listens on this machine only.",
+        "this machine, and only while the app listens on this machine only and no proxy stands in front.",
     )
 
     data_dir: Path = Field(

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -176,32 +175,6 @@ def test_the_operators_password_is_asked_for(browser: Browser, settings: Setting
 
 def gr_secret(value: str) -> Any:
     return Settings(operator=value).operator
-
-
-def request(**headers: str) -> gr.Request:
-    return SimpleNamespace(headers=headers)  # type: ignore[return-value]
-
-
-HERE = request(host="127.0.0.1:7860")
-
-
-@pytest.mark.parametrize(
-    ("options", "password", "asked", "allowed"),
-    [
-        ({}, "", HERE, True),
-        ({}, "", request(host="localhost:7860"), True),
-        ({}, "", request(host="[::1]:7860"), True),
-        ({}, "", request(host="rebound.example:7860"), False),
-        ({}, "", request(**{"host": "127.0.0.1:7860", "X-Forwarded-For": "192.0.2.7"}), False),
-        ({"host": "0.0.0.0"}, "", HERE, False),
-        ({"share": True}, "", HERE, False),
-        ({"operator": "sesame"}, "", HERE, False),
-        ({"operator": "sesame"}, "wrong", HERE, False),
-        ({"operator": "sesame", "host": "0.0.0.0"}, "sesame", request(host="far.example"), True),
-    ],
-)
-def test_who_may_operate(options: dict[str, Any], password: str, asked: gr.Request, allowed: bool) -> None:
-    assert Operators(Settings(**options)).may(password, asked) is allowed
 
 
 @pytest.mark.parametrize(("options", "closed"), [({}, False), ({"host": "0.0.0.0"}, True)])
