@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,7 +28,9 @@ from omni_app.ui.visitor import visitor_of
 log = logging.getLogger(__name__)
 
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Content-Encoding": "identity"}
-_MOST_UTTERANCES = 256
+MOST_UTTERANCES = 256
+MOST_OF_ONE_VISITOR = 8
+"""The page sends one and asks its turn at once; more only wait where turns are lost."""
 
 
 class Utterances:
@@ -38,7 +39,7 @@ class Utterances:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = folder
         self._limits = limits
-        self._waiting: OrderedDict[tuple[str, str], Part] = OrderedDict()
+        self._waiting: dict[tuple[str, str], Part] = {}
 
     async def keep(self, visitor: str, sound: bytes) -> str:
         try:
@@ -48,11 +49,15 @@ class Utterances:
         part = await ingest(sound, name="recording", into=self._folder, limits=self._limits)
         key = secrets.token_urlsafe(16)
         self._waiting[visitor, key] = part
-        while len(self._waiting) > _MOST_UTTERANCES:
-            _, forgotten = self._waiting.popitem(last=False)
+        self._forget_oldest([one for one in self._waiting if one[0] == visitor], MOST_OF_ONE_VISITOR)
+        self._forget_oldest(list(self._waiting), MOST_UTTERANCES)
+        return key
+
+    def _forget_oldest(self, kept: list[tuple[str, str]], most: int) -> None:
+        for one in kept[:-most]:
+            forgotten = self._waiting.pop(one)
             if forgotten.path is not None:
                 forgotten.path.unlink(missing_ok=True)
-        return key
 
     def take(self, visitor: str, key: str) -> Part:
         """Raises MediaRejected when there is no such utterance (any more)."""

@@ -1,4 +1,4 @@
-"""Recordings on their way in: bounded all together, and no trace of one whose sender has left."""
+"""Recordings on their way in: bounded all together and for each visitor, and no trace of one whose sender has left."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from omni_app.errors import MediaRejected
 from omni_app.media import Limits
 from omni_app.settings import Settings
 from omni_app.ui.live import Replies
-from omni_app.ui.speech import Utterances, routes
+from omni_app.ui.speech import MOST_OF_ONE_VISITOR, MOST_UTTERANCES, Utterances, routes
+from tests.media import makers
 
 pytestmark = pytest.mark.anyio
 LARGE = b"x" * 990_000
@@ -41,6 +43,10 @@ class House:
         return answer
 
 
+def files_in(folder: Path) -> int:
+    return len(list(folder.iterdir()))
+
+
 async def test_recordings_are_taken_in_within_one_bound_for_all(tmp_path: Path) -> None:
     house = House(tmp_path)
     unfinished = []
@@ -62,3 +68,23 @@ async def test_recordings_are_taken_in_within_one_bound_for_all(tmp_path: Path) 
 async def test_who_leaves_while_sending_is_no_fault(tmp_path: Path) -> None:
     part = {"type": "http.request", "body": b"RIFF", "more_body": True}
     assert (await House(tmp_path).sent(part, {"type": "http.disconnect"})).body == b""
+
+
+async def test_one_visitor_pushes_only_recordings_of_its_own_away(tmp_path: Path) -> None:
+    utterances, sound = Utterances(tmp_path, LIMITS), makers.wav(makers.sine(0.1))
+    other = await utterances.keep("ann", sound)
+    mine = [await utterances.keep("bob", sound) for _ in range(MOST_UTTERANCES)]
+    assert files_in(tmp_path) == 1 + MOST_OF_ONE_VISITOR
+    with pytest.raises(MediaRejected):
+        utterances.take("bob", mine[-MOST_OF_ONE_VISITOR - 1])
+    for visitor, key in [("ann", other), *(("bob", key) for key in mine[-MOST_OF_ONE_VISITOR:])]:
+        utterances.take(visitor, key)
+
+
+async def test_all_visitors_together_have_a_bound(tmp_path: Path) -> None:
+    utterances, sound = Utterances(tmp_path, LIMITS), makers.wav(makers.sine(0.1))
+    keys = [await utterances.keep(f"visitor {number}", sound) for number in range(MOST_UTTERANCES + 1)]
+    assert files_in(tmp_path) == MOST_UTTERANCES
+    with pytest.raises(MediaRejected):
+        utterances.take("visitor 0", keys[0])
+    utterances.take("visitor 1", keys[1])
