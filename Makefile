@@ -73,7 +73,10 @@ $(SERVE_VENV)/serve.done: requirements-serve.txt
 	@touch $@
 
 # The quantizer's own interpreter. torch first and by name, so that your package index decides on CPU or CUDA.
-quantize-env: .venv-quantize/ready
+quantize-env:
+	@[ ! -e .venv-quantize/ready ] || OMNI_QUANTIZE_PYTHON= OMNI_QUANTIZE_VENV= $(PYTHON) -m quantize.environment \
+	  || rm .venv-quantize/ready
+	@$(MAKE) --no-print-directory .venv-quantize/ready
 
 .venv-quantize/ready: quantize/requirements.txt
 	@$(PYTHON) -m venv .venv-quantize

@@ -51,6 +51,8 @@ class Choices(Told):
     algorithms: dict[str, str]
     recipes: tuple[NamedRecipe, ...]
     ready: bool
+    outdated: str
+    """How it differs from the pinned requirements; empty where it does not, or is not built."""
 
     def scheme(self, name: str) -> Scheme:
         return next(scheme for scheme in self.schemes if scheme.name == name)

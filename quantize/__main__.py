@@ -286,7 +286,7 @@ def _schemes(found: argparse.Namespace) -> int:
     recipes = [{"name": name, **asdict(recipe), "why": why} for name, (recipe, why) in RECIPES.items()]
     schemes = [asdict(scheme) for scheme in SCHEMES.values()]
     table = {"schemes": schemes, "algorithms": ALGORITHMS, "recipes": recipes, "ready": environment.ready()}
-    print(json.dumps(table))
+    print(json.dumps({**table, "outdated": environment.in_words(environment.outdated())}))
     return 0
 
 

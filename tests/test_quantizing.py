@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -77,6 +78,17 @@ def test_a_named_recipe_keeps_its_mix_and_one_that_cannot_be_is_refused_at_once(
     with pytest.raises(BadRequest, match="1 of sound, 1 of picture, 2 of text needs a model that takes pictures"):
         quantizer.start(order)
     assert quantizer.jobs() == []
+
+
+def test_the_page_tells_of_an_environment_for_other_requirements(
+    quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = quantizer.choices().model_copy(update={"ready": False, "outdated": "torch is 2.12.0, not 2.13.0"})
+    monkeypatch.setattr(Quantizer, "choices", lambda self: old)
+    page = QuantizePage(Settings(data_dir=tmp_path / "data"), ServerControl(Settings()), Operators(Settings()))
+    note = asyncio.run(page._choices())[0].value
+    assert "(torch is 2.12.0, not 2.13.0). The next job brings it up to date" in note
+    assert "`make quantize-env`" in note
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from gradio.components.navbar import Navbar
 from omni_app import hardware
 from omni_app.errors import BadRequest, OmniError
 from omni_app.jobs import Recipe
-from omni_app.quantizing import Estimate, Order, Quantizer
+from omni_app.quantizing import Choices, Estimate, Order, Quantizer
 from omni_app.server import checkpoint
 from omni_app.server.control import ServerControl
 from omni_app.server.forecast import Forecast, forecast
@@ -48,6 +48,10 @@ ON_A_SPACE = "What a Space writes is lost when it restarts, unless OMNI_DATA_DIR
 FIRST_USE = (
     "The quantizer's own environment is not built yet. The first job builds it (about 2 GB, some minutes, shown as its "
     "first stage); `make quantize-env` does so beforehand."
+)
+OUTDATED = (
+    "The quantizer's own environment was built for other requirements ({differs}). The next job brings it up to date "
+    "(shown as its first stage); `make quantize-env` does so beforehand."
 )
 
 
@@ -158,7 +162,7 @@ class QuantizePage:
         space = ON_A_SPACE if os.environ.get("SPACE_ID") else ""
         schemes = [(f"{one.name.replace('_', ' ')} · {one.label}", one.name) for one in found.schemes]
         return [
-            gr.Markdown(space + ("" if found.ready else FIRST_USE)),
+            gr.Markdown(space + _environment(found)),
             gr.Dropdown([OWN_RECIPE, *(one.name for one in found.recipes)]), gr.Radio(schemes),
         ]  # fmt: skip
 
@@ -288,6 +292,10 @@ def served(order: Order, found: Estimate) -> list[Forecast]:
 def _read(folder: Path, changed: int) -> checkpoint.Checkpoint:
     """28 000 headers take a second, and an estimate is asked for at every choice."""
     return checkpoint.read(folder)
+
+
+def _environment(found: Choices) -> str:
+    return OUTDATED.format(differs=found.outdated) if found.outdated else "" if found.ready else FIRST_USE
 
 
 def _quiet(told: str) -> str:
