@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,16 +147,17 @@ def _serving(plan: Plan, title: str) -> str:
 
 def _commands(title: str, omni: bool, explicit_experts: bool, talker: bool) -> str:
     """explicit_experts: whether the format needs another kernel for experts than vllm-omni picks by itself."""
+    model = shlex.quote(f"./{title}")
     if not omni:
-        return f"```\nvllm serve ./{title}\n```"
+        return f"```\nvllm serve {model}\n```"
     kernel = {"moe_backend": "auto"} if explicit_experts else {}
     plain = {"hf_overrides": {"quantization_config": None}}
     stages = {"0": kernel, "1": kernel if talker else plain, "2": plain}
     overrides = json.dumps({stage: options for stage, options in stages.items() if options})
     return (
-        f"With this app, which plans memory for the GPU at hand:\n\n```\nmake serve MODEL=./{title}\n```\n\n"
+        f"With this app, which plans memory for the GPU at hand:\n\n```\nmake serve MODEL={model}\n```\n\n"
         "Or by itself; stages that are BF16 are told so:\n\n"
-        f"```\nvllm serve ./{title} --omni {_TIMEOUTS} \\\n  --stage-overrides '{overrides}'\n```"
+        f"```\nvllm serve {model} --omni {_TIMEOUTS} \\\n  --stage-overrides {shlex.quote(overrides)}\n```"
     )
 
 

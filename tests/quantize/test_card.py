@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +73,19 @@ def test_text_models_are_served_plainly(text_model: Path) -> None:
     assert "vllm serve ./text-NVFP4A16\n" in text
     assert "pipeline_tag: text-generation" in text
     assert "--omni" not in text
+
+
+@pytest.mark.parametrize(("kind", "commands"), [("published", 2), ("text_model", 1)])
+def test_the_commands_are_quoted_for_a_shell(
+    kind: str, commands: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model = tmp_path / "my model's $HOME; true"
+    model.symlink_to(request.getfixturevalue(kind))
+    found = re.findall(r"^(?:vllm|make) serve (?:.+\\\n)*.+$", rendered(model, Recipe("NVFP4A16")), re.MULTILINE)
+    assert len(found) == commands
+    for words in map(shlex.split, found):
+        assert words[2].removeprefix("MODEL=") == "./my model's $HOME; true-NVFP4A16"
+        assert words[3:4] in ([], ["--omni"])
 
 
 @pytest.mark.parametrize(
