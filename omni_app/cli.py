@@ -167,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        CliApp.run_subcommand(CliApp.run(Command, cli_args=given), cli_exit_on_error=False)
-        sys.stdout.flush()
+        _obey(given)
     except SettingsError as error:
         return _complain(f"{str(error).removeprefix('error parsing CLI: ')}. See {_command(given)} --help.", 2)
     except ValidationError as error:
@@ -182,6 +181,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def _obey(given: list[str]) -> None:
+    try:
+        CliApp.run_subcommand(CliApp.run(Command, cli_args=given), cli_exit_on_error=False)
+    finally:
+        sys.stdout.flush()  # here and not at Python's end, which would complain where nobody reads
 
 
 def _unread() -> int:

@@ -216,9 +216,13 @@ def test_a_model_that_shall_be_served_while_another_one_is(examine: Examine, tmp
     assert "/models/other is ready; stop it first" in examine(serve_model=str(wanted))["model in memory"].reason
 
 
-def test_a_reader_who_has_had_enough_gets_no_complaint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "omni_app", "doctor", "--json", f"--data-dir={tmp_path}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asked:
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["doctor", "--json"], "1"), (["doctor", "--json"], ""), (["doctor", "--help"], "")]
+)
+def test_a_reader_who_has_had_enough_gets_no_complaint(arguments: list[str], unbuffered: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "omni_app", *arguments, f"--data-dir={tmp_path}"]
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as asked:
         assert asked.stdout is not None
         asked.stdout.close()
         assert asked.stderr is not None
