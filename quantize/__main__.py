@@ -6,6 +6,7 @@ Machine-readable lines on stdout, words on stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from quantize import checkpoint, convert, environment, estimate, folder, hub, jo
 from quantize.errors import BadRequest, CalibrationUnusable, QuantizeError
 from quantize.job import LIVE, Job, Request, Status, Task
 from quantize.lifetime import end_with_caller
+from quantize.pipe import until_unread
 from quantize.samples import require_set
 from quantize.schemes import ALGORITHMS, MIXES, RECIPES, SCHEMES, Recipe
 
@@ -28,12 +30,14 @@ _MOST_SAMPLES = 100_000
 
 
 def main() -> int:
-    """Exit status 0: done; 1: failed, with one sentence; 130: cancelled."""
+    """Exit status 0: done; 1: failed, with one sentence; 130: cancelled. Raises BrokenPipeError."""
     found = _arguments().parse_args()
     try:
         return int(_COMMANDS[found.command](found))
     except QuantizeError as error:
         why = str(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         why = f"{error.filename or 'A file'} cannot be used: {error.strerror or error}."
     print(json.dumps({"error": why}))
@@ -214,7 +218,12 @@ def _calibration(named: str) -> str:
 
 
 def _follow(one: Job, ended: threading.Event) -> None:
-    """Print the job's steps as they come."""
+    """Print the job's steps as they come. The job goes on when nobody reads them any more."""
+    with contextlib.suppress(BrokenPipeError):
+        _print_steps(one, ended)
+
+
+def _print_steps(one: Job, ended: threading.Event) -> None:
     seen = 0
     last = False
     while not last:
@@ -297,4 +306,4 @@ _COMMANDS = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_unread(main))

@@ -26,6 +26,7 @@ from quantize.checkpoint import Checkpoint, Tensor
 from quantize.errors import DoesNotFit, ModelUnusable, QuantizeError, VerificationFailed
 from quantize.formats import Layer
 from quantize.modelopt import Declared
+from quantize.pipe import until_unread
 from quantize.plan import module
 from quantize.progress import Tell, silent
 from quantize.verify.report import Check, Report
@@ -275,4 +276,4 @@ def _print(stage: str, done: int, total: int, layer: str = "") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_unread(main))

@@ -31,6 +31,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.errors import BadRequest, QuantizeError
 from quantize.job import Job, Request, Task
 from quantize.lifetime import end_with_caller
+from quantize.pipe import until_unread
 from quantize.plan import Plan
 from quantize.progress import Reporter, Tell
 from quantize.schemes import Recipe
@@ -185,4 +186,4 @@ def _write(made: Plan, growing: Path, job: Job, tell: Tell) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_unread(main))
