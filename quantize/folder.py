@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-_OURS = {"config.json", INDEX, "recipe.yaml", "README.md", "verification.json", "verification.md", MODELOPT}
+OURS = {"config.json", INDEX, "recipe.yaml", "README.md", "verification.json", "verification.md", MODELOPT}
+"""What a result has of its own beside its weights."""
 _GROWING = ".growing"
 """In a folder that we began, which may be removed again; somebody's own may be called so too. Locked by its maker."""
 _held: dict[Path, IO[bytes]] = {}
@@ -143,7 +144,7 @@ def finish(source: Checkpoint, folder: Path, section: Mapping[str, Any], where: 
     config = {**without_quantizer(source.config), "quantization_config": section}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
     for file in source.folder.iterdir():
-        if file.is_file() and file.suffix not in _WEIGHTS and file.name not in _OURS and not _index(file.name):
+        if file.is_file() and file.suffix not in _WEIGHTS and file.name not in OURS and not _index(file.name):
             shutil.copyfile(file, folder / file.name)
 
 

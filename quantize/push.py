@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from quantize import checkpoint, hub
+from quantize import folder as folders
 from quantize.errors import BadRequest, QuantizeError
 from quantize.progress import Tell, silent
 
@@ -86,7 +87,8 @@ def listing(folder: Path, repo: str, private: bool = True, tell: Tell = silent) 
 
 
 def push(folder: Path, repo: str, token: str, private: bool = True, tell: Tell = silent) -> str:
-    """Upload every file that `listing` names, and return the address.
+    """Upload every file that `listing` names, remove those of a model pushed there before that it has not, and return
+    the address.
 
     token: of the user whom the repository will belong to.
     Raises BadRequest, and PushFailed where the hub or the network refuses.
@@ -100,7 +102,7 @@ def push(folder: Path, repo: str, token: str, private: bool = True, tell: Tell =
 
 
 def _send(folder: Path, upload: Upload, token: str, tell: Tell) -> None:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     api = HfApi(endpoint=hub.address(), token=token)
@@ -114,8 +116,20 @@ def _send(folder: Path, upload: Upload, token: str, tell: Tell) -> None:
         parts.append(CommitOperationAdd(file.name, folder / file.name))
         api.preupload_lfs_files(upload.repo, parts[-1:])  # what is no weights goes with the commit
         sent += file.bytes
-    api.create_commit(upload.repo, parts, commit_message="Upload quantized model")
+    stale = _stale((file.rfilename for file in api.model_info(upload.repo).siblings or ()), upload)
+    api.create_commit(
+        upload.repo, [*parts, *map(CommitOperationDelete, stale)], commit_message="Upload quantized model",
+        commit_description=f"Removes of the model that was here before: {', '.join(stale)}." if stale else None,
+    )  # fmt: skip
     tell("push", sent, upload.bytes, "")
+
+
+def _stale(there: Iterable[str], upload: Upload) -> list[str]:
+    """Of what is in the repository, the weights of a model pushed before and what describes it. A server would take
+    the former for this model's, or find by an old index that parts are missing."""
+    new = {file.name for file in upload.files}
+    old = (name for name in there if "/" not in name and (name.endswith(".safetensors") or name in folders.OURS))
+    return sorted(name for name in old if name not in new)
 
 
 def _require_visibility(upload: Upload, private: bool) -> None:

@@ -205,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
                 repo.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 repo.files[value["path"]] = self.hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del repo.files[value["path"]]
         self._answer({"commitUrl": f"{self.hub.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def _refuse(self, status: int, code: str = "", message: str = "") -> None:

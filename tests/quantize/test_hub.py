@@ -225,6 +225,18 @@ def test_push_in_public_when_asked(hub: Hub, command: Command, result: Path) -> 
     assert not hub.repos["user/mine"].private
 
 
+def test_push_removes_what_an_earlier_model_left(hub: Hub, command: Command, result: Path) -> None:
+    kept = {".gitattributes": b"", "picture.png": b"png", "original/model-00002-of-00002.safetensors": b"theirs"}
+    earlier = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
+               "hf_quant_config.json", "recipe.yaml", "README.md"]  # fmt: skip
+    hub.repos["user/mine"] = Repo({**kept, **dict.fromkeys(earlier, b"old")}, private=True)
+    assert ran(command("push", result, "user/mine"), HF_TOKEN=TOKEN)[0] == 0
+    repo = hub.repos["user/mine"]
+    assert repo.files.keys() == {*kept, "README.md", "config.json", "model.safetensors"}
+    assert repo.files["README.md"] == (result / "README.md").read_bytes()
+    assert len([line for line in hub.asked if line.endswith("/commit/main")]) == 1
+
+
 @pytest.mark.parametrize(
     ("repo", "options", "variables", "words"),
     [
