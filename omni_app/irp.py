@@ -274,10 +274,9 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
 
     def health_check(self) -> bool:
         """Whether the server is ready and takes our key. Asks every time, so it recovers with the server."""
-        try:
+        with contextlib.suppress(*CAUGHT):
             return self._get("/health") is not None and bool(self._get("/v1/models"))
-        except CAUGHT:
-            return False
+        return False
 
     def _ask(self, messages: Any, **fields: Any) -> Reply:
         reply, self.last_speech = Reply(), ""
@@ -355,11 +354,9 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         if wrong := self._wrong | config_faults(self.config):
             raise Trouble(" ".join(wrong.values()))
         config, endpoint = self.config, self.config["endpoint"].rstrip("/").removesuffix("/v1")
-        seconds = config["timeout_seconds" if body else "connect_seconds"]
-        until = time.monotonic() + seconds
+        until = time.monotonic() + (seconds := config["timeout_seconds" if body else "connect_seconds"])
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {config['api_key']}"}
-        came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        socks: list[socket.socket] = []
+        came, socks, gone = queue.SimpleQueue[Any](), list[socket.socket](), threading.Event()
 
         def work() -> None:
             try:
@@ -370,6 +367,8 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
                 with contextlib.closing(connection):
                     connection.connect()
                     socks.append(connection.sock)
+                    if gone.is_set():  # after the line above: who goes now finds the socket and closes it
+                        return
                     connection.sock.settimeout(until - time.monotonic() + 1)  # fails when the caller has long gone
                     connection.request("POST" if body else "GET", url.path + path, content, headers)
                     response, room = connection.getresponse(), MOST_BYTES
@@ -395,6 +394,7 @@ class OmniIRP(IRPPlugin):  # type: ignore[misc, valid-type]
         except (queue.Empty, ValueError) as error:  # no time is left, or less
             raise Trouble(f"No answer from {endpoint} in time ({seconds:g} s at the most).") from error
         finally:
+            gone.set()
             for sock in socks:
                 with contextlib.suppress(OSError):  # closed already
                     sock.shutdown(socket.SHUT_RDWR)

@@ -133,6 +133,24 @@ def test_a_name_lookup_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     answered.set()
 
 
+def test_whose_caller_has_gone_before_the_connection_stands_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, gone, look_up = Scripted(lambda request: whole("late")), threading.Event(), socket.getaddrinfo
+
+    def late(*asked: Any, **more: Any) -> Any:
+        gone.wait()
+        return look_up(*asked, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", late)
+    others = set(threading.enumerate())
+    plugin = irp.OmniIRP({**LIMITS, "endpoint": server.address, "model_name": "tiny"})
+    assert "in time" in plugin.get_response("Hello")
+    (asking,) = set(threading.enumerate()) - others
+    gone.set()
+    asking.join()
+    server.close()
+    assert server.asked == []
+
+
 @pytest.mark.parametrize(
     ("status", "body", "word"),
     [
