@@ -190,7 +190,7 @@ def _slots(users: int, pieces: int) -> dict[str, Any]:
     """
     if pieces == users:
         return {}
-    return {"max_num_seqs": Fact(pieces, "pieces of speech in one step; there is memory for no more, others wait")}
+    return {"max_num_seqs": Fact(pieces, "pieces of speech in one step: what its memory is planned for; others wait")}
 
 
 def _code2wav(checkpoint: Checkpoint, effort: Effort) -> dict[str, Any]:

@@ -101,12 +101,18 @@ def _ways_out(gpus: Sequence[Gpu], checkpoint: Checkpoint, wishes: Wishes) -> st
     def would(**changed: Any) -> bool:
         return fit(gpus, checkpoint, dataclasses.replace(wishes, **changed)) is not None
 
+    def shorter(**changed: Any) -> int | None:
+        whole = wishes.context_tokens
+        contexts = [whole // divisor for divisor in (2, 4, 8) if whole // divisor >= LEAST_CONTEXT]
+        return next((tokens for tokens in contexts if would(context_tokens=tokens, **changed)), None)
+
     ways: list[str] = []
-    shorter = [wishes.context_tokens // divisor for divisor in (2, 4, 8) if wishes.context_tokens // divisor >= 2048]
-    if context := next((tokens for tokens in shorter if would(context_tokens=tokens)), None):
+    if context := shorter():
         ways.append(f"a context of {context:,} tokens (--context {context})")
     if wishes.speech and would(speech=False):
         ways.append("text only (--no-speech)")
+    if wishes.speech and not ways and (context := shorter(speech=False)):
+        ways.append(f"text only and a context of {context:,} tokens (--no-speech --context {context})")
     freed = [dataclasses.replace(gpu, memory_free=gpu.memory_total) for gpu in gpus]
     if fit(freed, checkpoint, wishes) is not None:
         ways.append("ending the other programs on the GPU")

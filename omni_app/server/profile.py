@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def plan(machine: Machine, checkpoint: Checkpoint, wishes: Wishes) -> Plan:
     used = [machine.gpus[index] for index in sorted({index for stage in found.stages for index in stage.devices})]
     kernel = _kernel(checkpoint, used[0])
     said = "speech" if wishes.speech else "text only"
+    users = f"{wishes.users} users" if wishes.users > 1 else "one user"
     parallel = _parallel_start(found, machine.gpus)
     switches = tuple(_switches(parallel, found, wishes.users)) if wishes.fast_start else ()
     names = {switch.value for switch in switches}
@@ -103,8 +105,8 @@ def plan(machine: Machine, checkpoint: Checkpoint, wishes: Wishes) -> Plan:
         checkpoint, found.stages, found.effort, wishes.context_tokens, wishes.users, machine.gpus, names
     )
     head = [
-        f"Qwen3-Omni, {checkpoint.thinker_format.upper()} thinker, on {' and '.join(gpu.name for gpu in used)}.",
-        f"For {wishes.users} users, {wishes.context_tokens:,} tokens of context, {said}.",
+        f"Qwen3-Omni, {checkpoint.thinker_format.upper()} thinker, on {_counted(gpu.name for gpu in used)}.",
+        f"For {users}, {wishes.context_tokens:,} tokens of context, {said}.",
         f"Kernel: {kernel.value} ({kernel.reason}).",
         *(f"Quick start: {switch.value} ({switch.reason})." for switch in switches),
     ]
@@ -183,6 +185,11 @@ def _switches(parallel: Fact[bool], found: Fit, users: int) -> Iterator[Fact[str
 # --- telling
 
 
+def _counted(names: Iterable[str]) -> str:
+    """Like "2 x NVIDIA L4 and NVIDIA L40S"."""
+    return " and ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())
+
+
 def _warnings(machine: Machine, checkpoint: Checkpoint, wishes: Wishes, found: Fit) -> Iterator[str]:
     if found.contexts < wishes.users:
         yield (
@@ -190,7 +197,8 @@ def _warnings(machine: Machine, checkpoint: Checkpoint, wishes: Wishes, found: F
             f"{wishes.context_tokens:,} tokens; with shorter ones all run at once, else some wait."
         )
     if not found.effort.code2wav_graphs:
-        yield "Memory is short: prompts are read in smaller steps and speech is made without CUDA graphs, both slower."
+        slower = "and speech is made without CUDA graphs, both slower" if wishes.speech else "which is slower"
+        yield f"Memory is short: prompts are read in smaller steps{' ' if wishes.speech else ', '}{slower}."
     for index, gpu in enumerate(machine.gpus):
         others = gpu.memory_total.value - gpu.memory_free.value
         if not any(index in stage.devices for stage in found.stages):

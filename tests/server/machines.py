@@ -32,4 +32,5 @@ MACHINES: dict[str, Machine] = {
     "48": machine(L40S),
     "2x48": machine(L40S, L40S),
     "32": machine(gpu("NVIDIA GeForce RTX 5090", 31.84, (12, 0))),
+    "24": machine(gpu("NVIDIA GeForce RTX 4090", 23.99, (8, 9))),
 }

@@ -38,6 +38,7 @@ ROOM: dict[str, dict[str, tuple[int, int]]] = {
         "48": ((0, 0), (0, 5), (4, 8), (6, 8), (6, 8), (5, 8)),
         "2x48": ((1, 8), (5, 5), ALL, ALL, ALL, ALL),
         "32": ((0, 0), (0, 0), (0, 6), (0, 5), (0, 5), (1, 5)),
+        "24": ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0), (0, 0)),
     }.items()
 }
 CASES = [
@@ -235,6 +236,7 @@ def test_fp8_on_ampere_is_unpacked(checkpoint_of: CheckpointOf) -> None:
         ("48", "fp8", Wishes(), "text only (--no-speech)"),
         ("32", "bf16", Wishes(), "NVFP4 thinker (`python -m quantize` makes one) and text only"),
         ("32", "w4a16", Wishes(), "a context of 2,048 tokens (--context 2048)"),
+        ("24", "nvfp4", Wishes(), "text only and a context of 8,192 tokens (--no-speech --context 8192)"),
     ],
 )
 def test_a_refusal_shows_the_sum_and_the_way_out(
@@ -253,6 +255,7 @@ def test_every_way_out_that_is_named_works(checkpoint_of: CheckpointOf) -> None:
     plan(MACHINES["48"], checkpoint_of("fp8"), Wishes(speech=False))
     plan(MACHINES["32"], checkpoint_of("nvfp4"), Wishes(speech=False))
     plan(MACHINES["32"], checkpoint_of("w4a16"), Wishes(context_tokens=2048))
+    plan(MACHINES["24"], checkpoint_of("nvfp4"), Wishes(speech=False, context_tokens=8192))
 
 
 def test_memory_that_other_programs_hold(checkpoint_of: CheckpointOf) -> None:
@@ -268,6 +271,9 @@ def test_warnings_say_what_is_scarce(checkpoint_of: CheckpointOf) -> None:
     assert "room for 3 of 8 conversations" in found.warnings[0]
     assert "without CUDA graphs" in found.warnings[1]
     assert not found.parallel_start.value
+    text_only = plan(MACHINES["24"], checkpoint_of("nvfp4"), Wishes(speech=False, users=1, context_tokens=8192))
+    assert text_only.warnings == ("Memory is short: prompts are read in smaller steps, which is slower.",)
+    assert "on NVIDIA GeForce RTX 4090.\n# For one user, 8,192" in text_only.text
     poor = dataclasses.replace(MACHINES["h100"], ram_available=dataclasses.replace(H100.memory_free, value=8 * GIB))
     assert "starts are slow" in plan(poor, checkpoint_of("nvfp4"), Wishes()).warnings[0]
     idle = plan(machine(L40S, L40S), checkpoint_of("nvfp4"), Wishes(speech=False))
