@@ -79,12 +79,14 @@ def main() -> None:
     parser.add_argument("--switches", default="", help=f"in place of the plan's: {', '.join(NAMES)}")
     parser.add_argument("--without", default="", help="switches to leave out")
     parser.add_argument("--no-speech", action="store_true", help="text alone")
+    parser.add_argument("--only-plan", action="store_true", help="print it and start nothing")
     given = parser.parse_args()
     settings = Settings()
     prepared = prepare.prepare(settings, Order(given.model, Wishes(not given.no_speech, users=given.users)))
     prepared = changed(prepared, given.set, given.switches, given.without)
     print("\n".join([prepared.launch.deploy_yaml, " ".join(prepared.launch.argv)]), flush=True)
-    foreground.serve(settings, prepared)
+    if not given.only_plan:
+        foreground.serve(settings, prepared)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Session:
         soak_s = min(self.given.seconds, max(0.0, self.left_s - SOAK_MORE_S))
         limit_s = min(soak_s + SOAK_MORE_S if name == "soak" else LIMITS_S[name], self.left_s)
         if limit_s < 1:
-            return self.note(called, {"ok": False, "seconds": 0.0, "why": "no time was left"})
+            return self.note(called, {"ok": False, "seconds": 0.0, "why": "no time was left (--budget)"})
         command = [
             sys.executable, "-m", "tests.gpu.steps", name, "--endpoint", endpoint, "--out", str(facts),
             "--data-dir", str(self.work / "data"), "--users", self.given.users, "--rounds", str(self.given.rounds),
@@ -75,6 +75,11 @@ class Session:
         ]  # fmt: skip
         why = run(command, facts.with_suffix(".log"), limit_s)
         found = json.loads(facts.read_text()) if facts.exists() else {"ok": False}
+        if name == "soak" and soak_s < self.given.seconds:
+            found["ok"], why = (
+                False,
+                why or f"{self.given.seconds:.0f} s were asked for, {soak_s:.0f} were left (--budget)",
+            )
         return self.note(called, {**found, "seconds": time.monotonic() - began, "why": why})
 
     @contextmanager
@@ -125,6 +130,15 @@ class Session:
         self.note(f"stop of {called}", facts)
 
 
+def new_folder(parser: argparse.ArgumentParser, out: Path) -> Path:
+    """For what is left over, in `out`. Ends the program where an earlier session's lies."""
+    work = out / "work"
+    if work.exists():
+        parser.error(f"{out} holds an earlier session; name another folder")
+    work.mkdir(parents=True)
+    return work
+
+
 def gpu_gib() -> float | None:
     """In use on all GPUs by whatever runs there."""
     gpus = hardware.detect().gpus
@@ -156,6 +170,18 @@ def _commands(given: argparse.Namespace) -> Iterator[tuple[str, list[str], list[
         yield f"serve {variant}", [*changed, *changes, change], ["users"]
 
 
+def require_plans(given: argparse.Namespace) -> None:
+    """Raises SystemExit where a variant cannot be planned, before the first server takes its minutes."""
+    environ = {**os.environ, "OMNI_SERVE_VENV": str(given.serve_venv), "OMNI_DATA_DIR": str(given.out / "work/data")}
+    for called, command, _ in _commands(given):
+        if "tests.gpu.serve_variant" in command:
+            told = subprocess.run(
+                [*command, "--only-plan"], cwd=steps.ROOT, env=environ, capture_output=True, text=True, check=False
+            )
+            if told.returncode:
+                raise SystemExit(f"{called}: {(told.stderr.splitlines() or ['it cannot be planned'])[-1]}")
+
+
 def play(session: Session) -> None:
     given = session.given
     if given.endpoint:
@@ -164,7 +190,7 @@ def play(session: Session) -> None:
         return
     for called, command, wanted in _commands(given):
         if session.left_s <= 0:
-            session.note(called, {"ok": False, "seconds": 0.0, "why": "no time was left"})
+            session.note(called, {"ok": False, "seconds": 0.0, "why": "no time was left (--budget)"})
             continue
         with session.served(called, command) as endpoint:
             for step in wanted if endpoint else ():
@@ -197,7 +223,7 @@ def main() -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="in the plan; see serve_variant"
     )
     parser.add_argument("--variant", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--budget", type=float, default=570.0, help="seconds for everything")
+    parser.add_argument("--budget", type=float, default=1800.0, help="seconds for everything (default 1800)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--verbose", action="store_true", help="tell how the start goes on")
     given = parser.parse_args()
@@ -205,10 +231,9 @@ def main() -> None:
         parser.error(f"unknown steps: {', '.join(sorted(unknown))}; known: {', '.join(steps.STEPS)}")
     if bool(given.model) == bool(given.endpoint):
         parser.error("name either --model or --endpoint")
-    given.out.mkdir(parents=True, exist_ok=True)
-    work = given.out / "work"
-    work.mkdir()
-    session = Session(given, work, time.monotonic() + given.budget)
+    session = Session(given, new_folder(parser, given.out), time.monotonic() + given.budget)
+    if given.model:
+        require_plans(given)
     try:
         play(session)
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from omni_app.versus import Summary, summary_of, table
 from tests.gpu import steps
-from tests.gpu.session import LIMITS_S, Session, gpu_gib, pack, run
+from tests.gpu.session import LIMITS_S, Session, gpu_gib, new_folder, pack, run
 
 PORT = 7871
 TEXT_ONLY = ("--users=1", "--no-speech")
@@ -119,8 +119,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--verbose", action="store_true", help="tell how the starts go on")
     given = parser.parse_args()
-    (work := given.out / "work").mkdir(parents=True)
-    session = Session(given, work, time.monotonic() + given.budget)
+    if not (given.serve or given.transformers):
+        parser.error("name at least one --serve or --transformers")
+    session = Session(given, new_folder(parser, given.out), time.monotonic() + given.budget)
     try:
         play(session)
     finally:

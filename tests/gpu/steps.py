@@ -255,12 +255,19 @@ STEPS: dict[str, Callable[[Order], Awaitable[Json]]] = {
 }
 
 
+def numbers(text: str) -> str:
+    """The text itself, if it is numbers with commas between."""
+    if all(one.isdecimal() and int(one) for one in text.split(",")):
+        return text
+    raise argparse.ArgumentTypeError(f"{text} is not numbers like 1,4,8")
+
+
 def parser() -> argparse.ArgumentParser:
     """The options that a session passes on."""
     made = argparse.ArgumentParser(add_help=False)
     made.add_argument("--text-tokens", type=int, default=60)
     made.add_argument("--frames", type=int, default=150, help="most codec frames; 12.5 are one second of speech")
-    made.add_argument("--users", default="1,4,8,16", help="numbers of users")
+    made.add_argument("--users", type=numbers, default="1,4,8,16", help="numbers of users (default 1,4,8,16)")
     made.add_argument("--soak-users", type=int, default=0, help="of soak; default: the largest of --users")
     made.add_argument("--rounds", type=int, default=2, help="counted rounds for each number of users")
     made.add_argument("--seconds", type=float, default=600.0, help="length of soak")

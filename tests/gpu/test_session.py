@@ -152,6 +152,35 @@ def test_a_soak_ends_with_its_facts_before_the_time_is_up(tmp_path: Path, monkey
     seconds, limit_s = float(command[command.index("--seconds") + 1]), float(command[-1])
     assert 0 < seconds <= left_s
     assert limit_s == pytest.approx(seconds + gpu_session.SOAK_MORE_S, abs=1)
+    soak = json.loads((tmp_path / "results.json").read_text())["soak"]
+    assert not soak["ok"]
+    assert soak["why"].startswith("600 s were asked for")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--variant=without=nonsense", "unknown switches: nonsense"),
+        ("--variant=nonsense=1", "the deploy file has no nonsense"),
+        ("--users=a,b", "a,b is not numbers like 1,4,8"),
+    ],
+)
+def test_what_is_mistyped_is_told_before_anything_starts(
+    stand_in: Path, tmp_path: Path, option: str, told: str
+) -> None:
+    model = model_folder.make(tmp_path / "model", "nvfp4")
+    path = f"{stand_in}/bin:{os.environ['PATH']}"
+    done = session(tmp_path / "out", f"--model={model}", f"--serve-venv={stand_in}", option, PATH=path)
+    assert done.returncode
+    assert told in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out/table.txt").exists()
+
+
+def test_the_facts_of_an_earlier_session_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    done = session(tmp_path, "--endpoint=http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "name another folder" in done.stderr
 
 
 @pytest.mark.gpu
