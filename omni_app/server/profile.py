@@ -170,9 +170,9 @@ def _switches(parallel: Fact[bool], found: Fit, users: int) -> Iterator[Fact[str
     if speaks and found.effort.prompt_graphs:
         yield Fact("small-predictor", "else it is compiled for each graph of the talker, also those for prompts")
     if speaks and found.effort.code2wav_graphs and users > 1:
-        yield Fact("crowd-graphs", "2 s more, and the first sound of 4 to 16 users comes 28 to 122 ms earlier")
+        yield Fact("crowd-graphs", "2 s more, and the first sound of 4 to 16 users comes 20 to 90 ms earlier")
     if not speaks:
-        yield Fact("no-states", "states that only a talker would read cost a tenth of the tokens/s")
+        yield Fact("no-states", "states that only a talker would read cost up to a tenth of the tokens/s")
     yield Fact("tokenizer-once", "8 s of each stage were spent on others, with the same outputs")
     yield Fact("early-inputs", "the server waited 26 s for that; it passes while stages load")
     yield Fact(
