@@ -177,16 +177,21 @@ class Chat:
             self._store.delete(conversation)
         return self.fresh(request)
 
-    def fresh(self, request: gr.Request) -> Update:
-        """An empty conversation; the one that was open goes on being answered."""
-        conversation = self._store.new(visitor_of(request))
-        self._tabs.show(request, conversation)
+    def fresh(self, request: gr.Request, key: str = "") -> Update:
+        """An empty conversation; the one that was open goes on being answered. Of the key that the page has given it,
+        a question may have come before this did."""
+        conversation = self._tabs.opened(request, key)
+        if conversation.turns:
+            return {}
         self._tabs.knows(request, self._dialogues.abilities)
         return {"key": conversation.id, "chat": [], "voice": SILENCE} | self._named(request, conversation)
 
     async def open(self, request: gr.Request, key: str) -> Updates:
-        """Show a conversation, and go on showing the answer that is being made in it."""
-        async for update in self._opened(request, key, SILENCE):
+        """Show a conversation, and go on showing the answer that is being made in it. Where a question has come before
+        this did, its answer is heard."""
+        conversation = self._store.get(visitor_of(request), key)
+        there = conversation is not None and self._tabs.shows(request, conversation)
+        async for update in self._opened(request, key, {} if there else SILENCE):
             yield update
 
     async def back(self, request: gr.Request, event: gr.EventData, key: str) -> Updates:

@@ -38,6 +38,10 @@ CONFIRM_DELETE = confirmed("'Delete this conversation and its files?'", "key")
 HAND = "(value) => document.querySelector('#voice .voice-bar').dispatchEvent(new CustomEvent('%s', {detail: value}))"
 DRAFT = "() => document.querySelector('#voice .voice-bar').draft"
 TELL = "() => document.querySelector('#voice .voice-bar').dispatchEvent(new Event('%s'))"
+# Set before the server is asked, so that a question asked meanwhile goes where one has gone.
+CHOSEN_KEY = "(key) => key"
+RANDOM = "crypto.getRandomValues(new Uint8Array(16))"
+NEW_KEY = f"() => Array.from({RANDOM}, (byte) => byte.toString(16).padStart(2, '0')).join('')"
 LATEX: list[dict[str, str | bool]] = [
     {"left": left, "right": right, "display": display}
     for left, right, display in [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False)]
@@ -138,6 +142,7 @@ class Page:
         self._on_question(w["chat"].edit, chat.edit, wishes)
         self._on_question(w["chat"].example_select, examples.chosen(chat), wishes)
         answers: dict[str, Any] = {"trigger_mode": "multiple"}
+        w["history"].input(None, [w["history"]], [w["key"]], js=CHOSEN_KEY)
         self._on(w["history"].input, chat.open, [w["history"]], **answers)
         self._on(w["voice"].back, chat.back, [w["key"]], **answers)
         self._on(demo.load, chat.open, [w["key"]], **answers)
@@ -146,7 +151,8 @@ class Page:
         self._on(w["chat"].undo, chat.undo, [w["box"], w["key"]])
         self._on(w["chat"].clear, chat.clear, [w["key"]])
         self._on(w["chat"].like, chat.like, [w["key"]])
-        self._on(w["new"].click, chat.fresh)
+        w["new"].click(None, None, [w["key"]], js=NEW_KEY)
+        self._on(w["new"].click, chat.fresh, [w["key"]], **answers)
         self._on(w["query"].change, chat.search, [w["query"]])
         for named in (w["title"].submit, w["title"].blur):
             self._on(named, chat.rename, [w["key"], w["title"]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -28,6 +29,7 @@ MOST_HELD = 1024
 """Conversations in memory; the ones opened longest ago are read from the disk again."""
 VISITORS = "visitors"
 """The folder below `data_dir` that holds everything visitors say and get."""
+_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(slots=True)
@@ -86,9 +88,11 @@ class Store:
         self._open = WeakValueDictionary[tuple[str, str], Conversation]()
         """Those and every one that somebody works on: of none there may be two, one of which misses an answer."""
 
-    def new(self, visitor: str) -> Conversation:
-        """A conversation that reaches the disk with its first turn."""
-        key = secrets.token_hex(16)
+    def new(self, visitor: str, key: object = "") -> Conversation:
+        """A conversation that reaches the disk with its first turn, under this key if it is one and nothing lies
+        there."""
+        if not isinstance(key, str) or not _KEY.fullmatch(key) or (self._root / visitor / key).exists():
+            key = secrets.token_hex(16)
         return self._hold(Conversation(id=key, visitor=visitor, folder=self._root / visitor / key))
 
     def get(self, visitor: str, key: object) -> Conversation | None:

@@ -24,7 +24,7 @@ class Tabs:
     def opened(self, request: gr.Request, key: str) -> Conversation:
         """The visitor's conversation of this key, or a new one, which the tab shows from now on."""
         visitor = visitor_of(request)
-        return self.show(request, self._store.get(visitor, key) or self._store.new(visitor))
+        return self.show(request, self._store.get(visitor, key) or self._store.new(visitor, key))
 
     def show(self, request: gr.Request, conversation: Conversation) -> Conversation:
         self._views[_session(request)] = (conversation.visitor, conversation.id)

@@ -17,7 +17,7 @@ from benchmarks.browser import Visitor
 from omni_app.conversation import Part
 from omni_app.ui import chat
 from tests.ui.conftest import App
-from tests.ui.steps import bot, finished, press, silent, user
+from tests.ui.steps import bot, finished, press, silent, status, user
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
@@ -132,6 +132,53 @@ def test_what_is_typed_before_the_server_has_taken_a_question_stays(visit: Visit
     visitor.box.press("Enter")
     expect(bot(visitor).filter(has_text="echo: the next thought")).to_be_visible()
     expect(visitor.box).to_have_value("")
+
+
+def held(visitor: Visitor, act: Callable[[], object]) -> Route:
+    """What the page asks of the server when somebody does that, on its way until it is told to go on."""
+    waiting: list[Route] = []
+    visitor.page.route("**/queue/join*", lambda route: waiting.append(route), times=1)
+    with visitor.page.expect_request("**/queue/join*"):
+        act()
+    return waiting.pop()
+
+
+def test_a_question_right_after_new_conversation_begins_it(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("first")
+    finished(visitor)
+    on_its_way = held(visitor, lambda: press(visitor, "New conversation"))
+    visitor.ask("second")
+    expect(bot(visitor).filter(has_text="echo: second")).to_be_visible()
+    on_its_way.continue_()
+    finished(visitor)
+    expect(user(visitor)).to_have_text(["second"])
+    entries = visitor.page.locator("#history label")
+    expect(entries).to_have_text(["second", "first"])
+    entries.filter(has_text="first").click()
+    expect(user(visitor)).to_have_text(["first"])
+
+
+def test_a_question_right_after_choosing_a_conversation_goes_there_and_is_heard(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask("first")
+    finished(visitor)
+    press(visitor, "New conversation")
+    expect(user(visitor)).to_have_count(0)
+    visitor.ask("second")
+    finished(visitor)
+    silent(visitor)
+    entries = visitor.page.locator("#history label")
+    on_its_way = held(visitor, lambda: entries.filter(has_text="first").click())
+    visitor.ask("slow and more")
+    expect(status(visitor)).to_have_text("speaking")
+    on_its_way.continue_()
+    finished(visitor, 2)
+    expect(user(visitor)).to_have_text(["first", "slow and more"])
+    expect(visitor.page.locator("#chat .figures").last).not_to_contain_text("stopped")
+    expect(entries).to_have_text(["first", "second"])
+    # Gradio itself may report a stream that it closes while the held request is on its way.
+    visitor.problems[:] = [text for text in visitor.problems if "signal is aborted" not in text]
 
 
 def test_undo_brings_the_message_back_into_the_box_before_what_is_there(

@@ -47,6 +47,16 @@ def test_keys_cannot_climb(tmp_path: Path, key: str | None) -> None:
     assert Store(tmp_path).get(VISITOR, key) is None
 
 
+def test_a_new_one_takes_the_key_that_it_is_given_if_that_is_one_and_is_free(tmp_path: Path) -> None:
+    key = "0123456789abcdef" * 2
+    assert Store(tmp_path).new(VISITOR, key).id == key
+    unreadable = Store(tmp_path).new(VISITOR, key)
+    unreadable.folder.mkdir(parents=True)
+    (unreadable.folder / "conversation.json").write_text("{")
+    for other in (key, "", None, "../" + key[3:], key.upper(), key + "0"):
+        assert Store(tmp_path).new(VISITOR, other).id not in (key, other)
+
+
 def test_list_is_newest_first_and_searches_titles_texts_and_transcripts(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first = kept(store, Turn("user", "apples"), Turn("assistant", "They are Red"))
