@@ -33,6 +33,8 @@ Updates = AsyncGenerator[Update, None]
 FASTEST_UPDATE_SECONDS = 0.2
 LEFT_ALONE_SECONDS = 20.0
 SILENCE: Update = {"run": "", "busy": False, "speech": False}
+EMPTIED: Update = {"box": {"text": "", "files": []}}
+"""The page keeps what is written and was not sent."""
 AUTOMATIC = "automatic"
 
 
@@ -80,16 +82,15 @@ class Chat:
             _warn(error)
             return
         if text or media:
-            emptied = {"box": {"text": "", "files": []}}
             added = Turn("user", text, media)
-            async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes, emptied):
+            async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes, EMPTIED):
                 yield update
 
     async def spoken(
         self, request: gr.Request, event: gr.EventData, box: dict[str, Any], key: str, *wishes: Any
     ) -> Updates:
-        """A recorded utterance, which the page has posted before it triggered this, with the files in the box. What is
-        written there stays, and so do files that cannot be taken: what was said is worth more than they are."""
+        """A recorded utterance, which the page has posted before it triggered this, with the files in the box. Files
+        that cannot be taken stay there: what was said is worth more than they are."""
         conversation = self._tabs.opened(request, key)
         try:
             self._dialogues.check(Part("audio"))
@@ -102,7 +103,7 @@ class Chat:
         try:
             if files := box.get("files"):
                 media = await self._ingest([Path(path) for path in files], conversation)
-                emptied = {"box": {"text": box.get("text") or "", "files": []}}
+                emptied = EMPTIED
         except OmniError as error:
             _warn(error)
         added = Turn("user", media=[*media, _moved(part, conversation.media_folder)])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from benchmarks.browser import Visitor
 
@@ -44,3 +44,12 @@ def press(visitor: Visitor, name: str) -> None:
 
 def silent(visitor: Visitor, seconds: float = 20) -> None:
     expect(visitor.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=seconds * 1000)
+
+
+def held(visitor: Visitor, act: Callable[[], object]) -> Route:
+    """What the page asks of the server when somebody does that, on its way until it is told to go on."""
+    waiting: list[Route] = []
+    visitor.page.route("**/queue/join*", lambda route: waiting.append(route), times=1)
+    act()
+    until(visitor, lambda: bool(waiting))
+    return waiting.pop()

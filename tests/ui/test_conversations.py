@@ -11,13 +11,13 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import expect
 
 from benchmarks.browser import Visitor
 from omni_app.conversation import Part
 from omni_app.ui import chat
 from tests.ui.conftest import App
-from tests.ui.steps import bot, finished, press, silent, status, user
+from tests.ui.steps import bot, finished, held, press, silent, status, user
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
@@ -120,27 +120,15 @@ def test_questions_faster_than_answers_stay_in_order(visit: Visit) -> None:
 
 def test_what_is_typed_before_the_server_has_taken_a_question_stays(visit: Visit) -> None:
     visitor = visit()
-    waiting: list[Route] = []
-    visitor.page.route("**/queue/join*", lambda route: waiting.append(route), times=1)
     visitor.box.fill("slow question")
-    with visitor.page.expect_request("**/queue/join*"):
-        visitor.box.press("Enter")
+    on_its_way = held(visitor, lambda: visitor.box.press("Enter"))
     visitor.box.fill("the next thought")
-    waiting.pop().continue_()
+    on_its_way.continue_()
     expect(bot(visitor).filter(has_text="echo: slow question")).to_be_visible()
     expect(visitor.box).to_have_value("the next thought")
     visitor.box.press("Enter")
     expect(bot(visitor).filter(has_text="echo: the next thought")).to_be_visible()
     expect(visitor.box).to_have_value("")
-
-
-def held(visitor: Visitor, act: Callable[[], object]) -> Route:
-    """What the page asks of the server when somebody does that, on its way until it is told to go on."""
-    waiting: list[Route] = []
-    visitor.page.route("**/queue/join*", lambda route: waiting.append(route), times=1)
-    with visitor.page.expect_request("**/queue/join*"):
-        act()
-    return waiting.pop()
 
 
 def test_a_question_right_after_new_conversation_begins_it(visit: Visit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from playwright.sync_api import expect
 
 from benchmarks.browser import Visitor
 from tests.ui.conftest import App
-from tests.ui.steps import finished, status
+from tests.ui.steps import finished, held, status
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
@@ -52,6 +53,42 @@ def test_a_double_click_on_talk_opens_one_microphone_and_sending_closes_it(talke
     expect(status(talker)).to_have_attribute("aria-live", "polite")
     finished(talker)
     assert microphones(talker) == 0
+
+
+@pytest.mark.parametrize("written", ["half a thought", "and more", ""])
+def test_what_is_written_while_a_spoken_question_is_taken_stays(
+    talker: Visitor, app: App, picture: Path, written: str
+) -> None:
+    attached = talker.page.locator("#box .thumbnail-item")
+    talker.page.set_input_files("#box input[type=file]", picture)
+    expect(attached).to_have_count(1)
+    talker.box.fill("half a thought")
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
+    on_its_way = held(talker, button(talker, "Send").click)
+    talker.box.fill(written)
+    on_its_way.continue_()
+    finished(talker)
+    expect(attached).to_have_count(0)
+    expect(talker.box).to_have_value(written)
+    talker.ask(f"{written} whole")
+    finished(talker, 2)
+    assert [part.kind for part in app.engine.asked[-2][0][-1].parts] == ["image", "audio"]
+    assert app.engine.asked[-1][0][-1].text == f"{written} whole".strip()
+
+
+def test_a_text_that_was_refused_stays_when_the_question_is_spoken_instead(talker: Visitor, picture: Path) -> None:
+    attached = talker.page.locator("#box .thumbnail-item")
+    talker.ask("x" * 100_000)
+    expect(talker.page.get_by_test_id("toast-body")).to_contain_text("20,000")
+    talker.page.set_input_files("#box input[type=file]", picture)
+    expect(attached).to_have_count(1)
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
+    button(talker, "Send").click()
+    finished(talker)
+    expect(attached).to_have_count(0)
+    assert talker.box.input_value() == "x" * 100_000
 
 
 @pytest.mark.parametrize("by", ["Escape", "Discard"])

@@ -249,6 +249,8 @@ async function postTalk() {
   endTalking();
   if (!response.ok) { tell(answer.error); return; }
   handsFree.sent();
+  keepWhatIsTyped(box());
+  sent = '';
   trigger('turn', {id: answer.id});
 }
 function kept(error) {
