@@ -91,6 +91,34 @@ def test_a_text_that_was_refused_stays_when_the_question_is_spoken_instead(talke
     assert talker.box.input_value() == "x" * 100_000
 
 
+def test_talk_and_send_at_once_send_nothing_and_say_why(talker: Visitor, app: App, picture: Path) -> None:
+    asked = len(app.engine.asked)
+    talker.page.set_input_files("#box input[type=file]", picture)
+    expect(talker.page.locator("#box .thumbnail-item")).to_have_count(1)
+    talker.box.fill("half a thought")
+    talker.page.evaluate("""() => {
+      const line = document.querySelector('#voice [role=status]');
+      const talk = document.querySelector('#voice [data-part=talk]');
+      new MutationObserver((_, observer) => {
+        if (!line.textContent.startsWith('listening') || talk.ariaDisabled === 'true') return;
+        observer.disconnect();
+        talk.click();
+      }).observe(line.parentElement, {subtree: true, childList: true, attributes: true, characterData: true});
+    }""")
+    button(talker, "Talk").click()
+    expect(status(talker)).to_have_text("too short to send: press Talk, speak, then press Send")
+    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
+    assert microphones(talker) == 0
+    assert len(app.engine.asked) == asked
+    expect(talker.box).to_have_value("half a thought")
+    expect(talker.page.locator("#box .thumbnail-item")).to_have_count(1)
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
+    button(talker, "Send").click()
+    finished(talker)
+    assert app.engine.asked[-1][0][-1].media[-1].seconds > 1
+
+
 @pytest.mark.parametrize("by", ["Escape", "Discard"])
 def test_a_recording_is_discarded_with_and_without_a_keyboard(talker: Visitor, app: App, by: str) -> None:
     asked = len(app.engine.asked)
@@ -109,7 +137,7 @@ def test_a_recording_on_its_way_can_still_be_discarded(talker: Visitor, app: App
     asked, waiting = len(app.engine.asked), []
     talker.page.route("**/gradio_api/utterance", lambda route: waiting.append(route))
     button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
     with talker.page.expect_request("**/gradio_api/utterance"):
         button(talker, "Send").click()
     button(talker, by).click() if by == "Discard" else talker.page.keyboard.press(by)
@@ -180,7 +208,7 @@ def test_a_recording_that_could_not_be_sent_can_be_discarded(talker: Visitor, ap
     asked = len(app.engine.asked)
     talker.page.route("**/utterance", no_network)
     button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
     button(talker, "Send").click()
     expect(button(talker, "Send again")).to_be_visible()
     button(talker, "Discard").click()
@@ -213,7 +241,7 @@ def test_talk_stays_of_use_in_a_browser_without_sound(visit: Visit) -> None:
 def test_an_answer_is_stopped_before_a_recording_is_lost_that_was_kept(talker: Visitor, app: App) -> None:
     talker.page.route("**/utterance", no_network)
     button(talker, "Talk").click()
-    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
     button(talker, "Send").click()
     expect(button(talker, "Send again")).to_be_visible()
     talker.ask("slow long story")

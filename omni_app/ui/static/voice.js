@@ -1,5 +1,6 @@
 // The bar under the conversation: talk, camera, stop, and one line that says what is going on.
 const REVIVED_WITHIN_MS = 3000;
+const LEAST_SECONDS = 0.3;  // no word is shorter
 const STUCK = 'The connection is stuck: please reload the page';
 const MUTED = 'Press a key or click to hear the rest';
 const HELD = '#box .loader, #box .minimal-audio-recorder, #chat .edit-textarea';
@@ -261,6 +262,7 @@ function kept(error) {
   link.look();
 }
 async function takeRecording() {
+  if (recorder.seconds < LEAST_SECONDS) { discardTalk('too short to send: press Talk, speak, then press Send'); return; }
   const mine = recorder, sound = await mine.stop();
   if (recorder !== mine) return;  // discarded
   unsent = sound;
