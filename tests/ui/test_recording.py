@@ -149,12 +149,48 @@ def test_a_recording_on_its_way_can_still_be_discarded(talker: Visitor, app: App
     assert len(app.engine.asked) == asked + 1
 
 
+ASK_FIRST = """() => {
+  const asked = navigator.mediaDevices.getUserMedia;
+  navigator.mediaDevices.getUserMedia = (wanted) => new Promise((resolve, reject) => {
+    window.allow = () => resolve(asked(wanted));
+    window.refuse = () => reject(new DOMException('no', 'NotAllowedError'));
+  });
+}"""
+
+
+def test_a_microphone_that_is_refused_in_mid_answer_lets_it_go_on(talker: Visitor, app: App) -> None:
+    talker.page.evaluate(ASK_FIRST)
+    talker.ask("slow one two three four five six seven eight nine ten")
+    expect(status(talker)).to_have_text("speaking")
+    button(talker, "Talk").click()
+    talker.page.wait_for_function("typeof window.refuse === 'function'")
+    talker.page.evaluate("window.refuse()")
+    expect(status(talker)).to_have_text("speaking; the browser did not allow the microphone")
+    assert app.engine.working == 1
+    finished(talker)
+    expect(talker.page.locator("#chat .figures")).not_to_contain_text("stopped")
+    expect(status(talker)).to_have_text("the browser did not allow the microphone")
+    expect(button(talker, "Talk")).to_have_attribute("aria-disabled", "false")
+
+
+def test_an_answer_goes_on_until_a_recording_begins(talker: Visitor, app: App) -> None:
+    talker.page.evaluate(ASK_FIRST)
+    talker.ask("slow long story")
+    expect(status(talker)).to_have_text("speaking")
+    button(talker, "Talk").click()
+    talker.page.wait_for_function("typeof window.allow === 'function'")
+    talker.page.wait_for_timeout(500)
+    expect(status(talker)).to_have_text("speaking")
+    assert app.engine.working == 1
+    talker.page.evaluate("window.allow()")
+    expect(status(talker)).to_contain_text("listening", timeout=10_000)
+    finished(talker)
+    expect(talker.page.locator("#chat .figures")).to_contain_text("stopped")
+    assert app.engine.working == 0
+
+
 def test_escape_while_the_microphone_opens_leaves_nothing_open(talker: Visitor) -> None:
-    talker.page.evaluate("""() => {
-      const asked = navigator.mediaDevices.getUserMedia;
-      navigator.mediaDevices.getUserMedia = (wanted) =>
-        new Promise((resolve) => { window.allow = () => resolve(asked(wanted)); });
-    }""")
+    talker.page.evaluate(ASK_FIRST)
     button(talker, "Talk").click()
     talker.page.wait_for_function("typeof window.allow === 'function'")
     talker.page.keyboard.press("Escape")

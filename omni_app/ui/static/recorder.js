@@ -7,7 +7,8 @@ registerProcessor('capture', Capture);`;
 const WANTED_SOUND = {echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1};
 
 class Recorder {
-  constructor({rate = 16000, onLevel = () => {}} = {}) { Object.assign(this, {rate, onLevel, blocks: []}); }
+  // `onStart` is called before the first sample is taken, when nothing can keep the recording from it any more.
+  constructor({rate = 16000, onStart = () => {}, onLevel = () => {}} = {}) { Object.assign(this, {rate, onStart, onLevel, blocks: []}); }
   // Nothing stays open when it fails, nor when stop() comes while the browser still asks for permission.
   async start() {
     try { await this.open(); } catch (error) { await this.release(); throw error; }
@@ -25,7 +26,9 @@ class Recorder {
       this.blocks.push(data);
       this.onLevel(Math.max(...data.map(Math.abs)), this.seconds, data.length / this.rate);
     };
-    this.context.createMediaStreamSource(this.stream).connect(node);
+    const source = this.context.createMediaStreamSource(this.stream);
+    this.onStart();
+    source.connect(node);
   }
   get seconds() { return this.blocks.length * 128 / this.rate; }
   async stop() {

@@ -36,15 +36,16 @@ function refresh() {
   stopButton.hidden = !(recorder || unsent || answering());
   stopButton.querySelector('span').textContent = discards() ? 'Discard' : 'Stop';
   stopButton.title = discards() ? 'Discard the recording (Esc)' : 'Stop the answer (Esc)';
-  if (recorder) return;
-  say(link.down ? 'The server cannot be reached' : stuck ? STUCK : player.speaking ? 'speaking'
-    : reloaded && player.pending && player.muted ? MUTED : busy || asked ? 'thinking' : note || unsent && keptBecause || '');
+  if (recorder?.seconds) return;
+  const doing = player.speaking ? 'speaking' : reloaded && player.pending && player.muted ? MUTED : busy || asked ? 'thinking' : '';
+  const told = note || !doing && unsent && keptBecause;
+  say(link.down ? 'The server cannot be reached' : stuck ? STUCK : [doing, told].filter(Boolean).join('; '));
 }
 function tell(text) { note = text; refresh(); }
 function idle() { busy = asked = unwanted = false; refresh(); }
-function stop() {
+function stop() { handsFree.over(); silence(); }
+function silence() {
   const early = asked;
-  handsFree.over();
   owed = false;
   player.stop();
   idle();
@@ -212,10 +213,9 @@ function listening(level, seconds, blockSeconds) {
   else if (handsFree.nothing) discardTalk('nothing was said; Talk listens again');
 }
 async function startTalking() {
-  stop();
   handsFree.listening();
-  recorder = new Recorder({onLevel: listening});
-  refresh();
+  recorder = new Recorder({onStart: silence, onLevel: listening});
+  tell('');
   talk.setAttribute('aria-pressed', 'true');
   talk.querySelector('span').textContent = 'Send';
   try { await recorder.start(); } catch (error) { chooseHandsFree(false); endTalking(); blocked('microphone', error); }
