@@ -26,7 +26,7 @@ from omni_app.ui.sign_in import sign_in_button
 from omni_app.ui.tools import Ask
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("player.js", "recorder.js", "server.js", "hands_free.js", "voice.js")
+SCRIPTS = ("player.js", "recorder.js", "left.js", "server.js", "hands_free.js", "voice.js")
 BROWSER_SECRET = "omni-app"  # obfuscates what the browser keeps; only settings and ids are kept there
 CONVERSATION = ("key", "chat", "voice", "history", "title", "box", "header", "voice_name", "timer")
 """The widgets that a handler of `Chat` may update; with `status` it has those of `STATUS` brought up to date."""

@@ -19,6 +19,15 @@ from tests.scripted import RATE, ScriptedEngine, tone
 PATIENCE_MS = 20_000
 """A page on a busy machine is slow, which is no fault of what it shows."""
 
+KEEP_TRACKS = """
+const asked = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+window.tracks = [];
+navigator.mediaDevices.getUserMedia = async (wanted) => {
+  const stream = await asked(wanted);
+  window.tracks.push(...stream.getTracks());
+  return stream;
+};"""
+
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Any]:
@@ -70,6 +79,15 @@ def visit(browser: Any, app: App) -> Iterator[Callable[..., Visitor]]:
     for visitor in visitors:
         visitor.close()
     assert problems == []
+
+
+@pytest.fixture
+def talker(visit: Callable[..., Visitor]) -> Visitor:
+    """A visitor whose open microphones and cameras can be counted."""
+    visitor = visit()
+    visitor.page.add_init_script(KEEP_TRACKS)
+    visitor.reload()
+    return visitor
 
 
 @pytest.fixture(scope="session")

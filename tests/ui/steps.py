@@ -11,6 +11,7 @@ from playwright.sync_api import Route, expect
 from benchmarks.browser import Visitor
 
 ANSWERED = re.compile("real-time factor|tokens/s")
+LIVE = "window.tracks.filter((track) => track.readyState === 'live').length"
 
 
 def bot(visitor: Visitor) -> Any:
@@ -53,3 +54,11 @@ def held(visitor: Visitor, act: Callable[[], object]) -> Route:
     act()
     until(visitor, lambda: bool(waiting))
     return waiting.pop()
+
+
+def button(visitor: Visitor, name: str) -> Any:
+    return visitor.page.get_by_role("button", name=name, exact=True).first
+
+
+def microphones(visitor: Visitor) -> int:
+    return int(visitor.page.evaluate(LIVE))

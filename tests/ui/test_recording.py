@@ -11,37 +11,10 @@ from playwright.sync_api import expect
 
 from benchmarks.browser import Visitor
 from tests.ui.conftest import App
-from tests.ui.steps import finished, held, status
+from tests.ui.steps import button, finished, held, microphones, status
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
-
-KEEP_TRACKS = """
-const asked = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-window.tracks = [];
-navigator.mediaDevices.getUserMedia = async (wanted) => {
-  const stream = await asked(wanted);
-  window.tracks.push(...stream.getTracks());
-  return stream;
-};"""
-LIVE = "window.tracks.filter((track) => track.readyState === 'live').length"
-
-
-def button(visitor: Visitor, name: str) -> Any:
-    return visitor.page.get_by_role("button", name=name, exact=True).first
-
-
-def microphones(visitor: Visitor) -> int:
-    return int(visitor.page.evaluate(LIVE))
-
-
-@pytest.fixture
-def talker(visit: Visit) -> Visitor:
-    """A visitor whose open microphones and cameras can be counted."""
-    visitor = visit()
-    visitor.page.add_init_script(KEEP_TRACKS)
-    visitor.reload()
-    return visitor
 
 
 def test_a_double_click_on_talk_opens_one_microphone_and_sending_closes_it(talker: Visitor) -> None:

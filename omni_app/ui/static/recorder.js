@@ -1,4 +1,4 @@
-// The microphone: 16 kHz mono samples while it is open, and a WAV file of them at the end.
+// The microphone: 16 kHz mono samples while it is open, and the bytes of a WAV file of them at the end.
 const CAPTURE = `
 class Capture extends AudioWorkletProcessor {
   process(inputs) { const samples = inputs[0][0]; if (samples) this.port.postMessage(samples.slice()); return true; }
@@ -52,6 +52,6 @@ class Recorder {
     for (const block of this.blocks) for (const sample of block) {
       view.setInt16(at, Math.max(-1, Math.min(1, sample)) * 32767, true); at += 2;
     }
-    return new Blob([view.buffer], {type: 'audio/wav'});
+    return new Uint8Array(view.buffer);
   }
 }

@@ -11,7 +11,7 @@ const say = (text) => { if (line.textContent !== text) line.textContent = text; 
 // `asked`: the page has sent something and the server has not begun to answer. `unwanted`: stopped before it began.
 // `keyed`: Enter or a click is on its way through Gradio, which tells us of it ("asked") some time later.
 let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
-// A recording on its way, or that could not be sent and then why.
+// A recording, as bytes, that is on its way, or that was kept and then why.
 let unsent = null, posting = null, keptBecause = '';
 // `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
 let revival = null, revivals = 0, stuck = false, leaving = false;
@@ -78,7 +78,8 @@ async function revive(otherwise) {
 }
 function revived() { revival = null; stuck = false; }
 function stick() { revived(); stuck = true; refresh(); }
-// A new page keeps what is written and attached, but no recording, camera, upload or message that is being changed.
+// A new page keeps what is written and attached, but it cuts a recording off, and has no camera, upload or message that
+// is being changed.
 function reload() {
   const held = recorder || unsent || talk.getAttribute('aria-disabled') === 'true' || film.srcObject
     || document.querySelector(HELD);
@@ -241,7 +242,7 @@ async function postTalk() {
   keptBecause = '';
   tell('sending');
   const response = await fetch(new URL('gradio_api/utterance', document.baseURI),
-    {method: 'POST', body: mine, credentials: 'same-origin', signal: posting.signal}).catch(() => null);
+    {method: 'POST', body: new Blob([mine], {type: 'audio/wav'}), credentials: 'same-origin', signal: posting.signal}).catch(() => null);
   const answer = await response?.json().catch(() => null);  // a proxy in front answers in a page of its own
   if (unsent !== mine) return;  // discarded
   if (!response) throw new Error('the server cannot be reached');
@@ -260,6 +261,22 @@ function kept(error) {
   keptBecause = 'kept, as it could not be sent: ' + error.message;
   tell('');
   link.look();
+}
+// A microphone that opened by itself may have heard nothing yet.
+const worthKeeping = () => recorder?.seconds >= LEAST_SECONDS && (!handsFree.on || handsFree.said);
+// Returns whether nothing is lost when the page goes now.
+function leaveSound() {
+  const sound = worthKeeping() ? recorder.wav() : unsent;
+  if (!sound) leftSound.drop();
+  return !sound || leftSound.put(sound);
+}
+addEventListener('beforeunload', (event) => { if (!leaveSound()) event.preventDefault(); });
+addEventListener('pagehide', leaveSound);
+function findSound() {
+  unsent = leftSound.take();
+  if (!unsent) return;
+  keptBecause = 'kept, as the page was left before it was sent';
+  endTalking('Send');
 }
 async function takeRecording() {
   if (recorder.seconds < LEAST_SECONDS) { discardTalk('too short to send: press Talk, speak, then press Send'); return; }
@@ -339,6 +356,8 @@ const draft = JSON.parse(sessionStorage.getItem('draft'));
 sessionStorage.removeItem('draft');
 // Gradio forgets what is written before it has taken the page over.
 if (draft) setTimeout(() => restore(draft), 1000);
+
+findSound();
 
 // Another tab may have begun, renamed or deleted a conversation meanwhile.
 document.addEventListener('visibilitychange', () => { if (!document.hidden) trigger('seen'); });
