@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import html
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -90,13 +89,14 @@ class Chat:
         self, request: gr.Request, event: gr.EventData, box: dict[str, Any], key: str, *wishes: Any
     ) -> Updates:
         """A recorded utterance, which the page has posted before it triggered this, with the files in the box. Files
-        that cannot be taken stay there: what was said is worth more than they are."""
+        that cannot be taken stay there: what was said is worth more than they are. Of an utterance that
+        cannot be taken the page is told, which has it still."""
         conversation = self._tabs.opened(request, key)
         try:
             self._dialogues.check(Part("audio"))
-            part = self._utterances.take(conversation.visitor, str(event.id))
-        except BadRequest as error:
-            _warn(error)
+            part = self._utterances.take(conversation.visitor, str(event.id), conversation.media_folder)
+        except OmniError as error:
+            yield {"voice": {"untaken": event.id, "why": str(error)}}
             return
         emptied: Update = {}
         media: list[Part] = []
@@ -106,7 +106,7 @@ class Chat:
                 emptied = EMPTIED
         except OmniError as error:
             _warn(error)
-        added = Turn("user", media=[*media, _moved(part, conversation.media_folder)])
+        added = Turn("user", media=[*media, part])
         async for update in self._answer(request, conversation, lambda turns: turns.append(added), wishes, emptied):
             yield update
 
@@ -342,12 +342,6 @@ def _index(event: gr.EditData | gr.LikeData) -> int:
 def _lent(files: Sequence[Path]) -> list[str]:
     """Copies in Gradio's own folder, which go from there by themselves. Raises OSError."""
     return [save_file_to_cache(path, get_upload_folder()) for path in files if path.exists()]
-
-
-def _moved(part: Part, folder: Path) -> Part:
-    path = cast(Path, part.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return dataclasses.replace(part, path=path.rename(folder / path.name))
 
 
 def _tell(problem: str) -> None:

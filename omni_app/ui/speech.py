@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -59,12 +61,20 @@ class Utterances:
             if forgotten.path is not None:
                 forgotten.path.unlink(missing_ok=True)
 
-    def take(self, visitor: str, key: str) -> Part:
-        """Raises MediaRejected when there is no such utterance (any more)."""
-        part = self._waiting.pop((visitor, key), None)
+    def take(self, visitor: str, key: str, into: Path) -> Part:
+        """Moves it to that folder. Raises MediaRejected when there is no such utterance (any more), and OmniError when
+        it cannot be moved: then it waits on."""
+        part = self._waiting.get((visitor, key))
         if part is None:
-            raise MediaRejected("This recording is no longer here. Please record it again.")
-        return part
+            raise MediaRejected("The server no longer has this recording.")
+        path = cast(Path, part.path)
+        try:
+            into.mkdir(parents=True, exist_ok=True)
+            moved = replace(part, path=path.rename(into / path.name))
+        except OSError as error:
+            raise unkept("The recording", error) from error
+        del self._waiting[visitor, key]
+        return moved
 
 
 def routes(replies: Replies, utterances: Utterances, limits: Limits) -> list[Route]:

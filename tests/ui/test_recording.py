@@ -213,6 +213,47 @@ def test_a_recording_that_could_not_be_sent_is_kept_and_sent_again(
     talker.problems[:] = [text for text in talker.problems if "/utterance" not in text]
 
 
+def test_a_recording_that_the_server_cannot_put_to_the_conversation_is_kept(
+    talker: Visitor, app: App, picture: Path
+) -> None:
+    talker.ask("where there is no way for a recording")
+    finished(talker)
+    about = (path for path in app.data.glob("visitors/*/*/conversation.json") if "no way for a" in path.read_text())
+    media = next(about).parent / "media"
+    media.rename(media.with_name("away"))
+    media.touch()
+    asked = len(app.engine.asked)
+    talker.page.set_input_files("#box input[type=file]", picture)
+    expect(talker.page.locator("#box .thumbnail-item")).to_have_count(1)
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
+    button(talker, "Send").click()
+    expect(status(talker)).to_contain_text(
+        "kept, as it could not be sent: The recording could not be kept on this server (File exists)."
+    )
+    expect(talker.page.locator("#box .thumbnail-item")).to_have_count(1)
+    assert len(app.engine.asked) == asked
+    media.unlink()
+    media.with_name("away").rename(media)
+    button(talker, "Send again").click()
+    finished(talker, 2)
+    assert [part.kind for part in app.engine.asked[-1][0][-1].parts] == ["image", "audio"]
+    assert app.engine.asked[-1][0][-1].media[-1].seconds > 1
+
+
+def test_a_recording_that_the_server_no_longer_has_is_sent_again(talker: Visitor, app: App) -> None:
+    talker.page.route("**/utterance", lambda route: route.fulfill(json={"id": "of before a restart"}))
+    button(talker, "Talk").click()
+    expect(status(talker)).to_contain_text("listening, 1 s", timeout=10_000)
+    button(talker, "Send").click()
+    expect(status(talker)).to_have_text("kept, as it could not be sent: The server no longer has this recording.")
+    talker.page.unroute("**/utterance")
+    button(talker, "Send again").click()
+    finished(talker)
+    assert app.engine.asked[-1][0][-1].media[-1].seconds > 1
+    expect(button(talker, "Talk")).to_be_visible()
+
+
 def test_a_recording_that_could_not_be_sent_can_be_discarded(talker: Visitor, app: App) -> None:
     asked = len(app.engine.asked)
     talker.page.route("**/utterance", no_network)

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omni_app.errors import MediaRejected
+from omni_app.errors import MediaRejected, OmniError
 from omni_app.media import Limits
 from omni_app.settings import Settings
 from omni_app.ui.live import Replies
@@ -65,6 +66,22 @@ async def test_recordings_are_taken_in_within_one_bound_for_all(tmp_path: Path) 
     unfinished[1].cancel()
 
 
+async def test_a_recording_that_cannot_be_moved_waits_on(tmp_path: Path, recording: Path) -> None:
+    utterances, into = Utterances(tmp_path / "waiting", LIMITS), tmp_path / "media"
+    key = await utterances.keep("visitor", await anyio.Path(recording).read_bytes())
+    into.touch()
+    with pytest.raises(OmniError, match="The recording could not be kept on this server"):
+        utterances.take("visitor", key, into)
+    into.unlink()
+    with pytest.raises(MediaRejected, match="no longer"):
+        utterances.take("somebody else", key, into)
+    part = utterances.take("visitor", key, into)
+    assert part.path is not None
+    assert (part.path.parent, part.path.exists()) == (into, True)
+    with pytest.raises(MediaRejected, match="no longer"):
+        utterances.take("visitor", key, into)
+
+
 async def test_who_leaves_while_sending_is_no_fault(tmp_path: Path) -> None:
     part = {"type": "http.request", "body": b"RIFF", "more_body": True}
     assert (await House(tmp_path).sent(part, {"type": "http.disconnect"})).body == b""
@@ -76,9 +93,9 @@ async def test_one_visitor_pushes_only_recordings_of_its_own_away(tmp_path: Path
     mine = [await utterances.keep("bob", sound) for _ in range(MOST_UTTERANCES)]
     assert files_in(tmp_path) == 1 + MOST_OF_ONE_VISITOR
     with pytest.raises(MediaRejected):
-        utterances.take("bob", mine[-MOST_OF_ONE_VISITOR - 1])
+        utterances.take("bob", mine[-MOST_OF_ONE_VISITOR - 1], tmp_path)
     for visitor, key in [("ann", other), *(("bob", key) for key in mine[-MOST_OF_ONE_VISITOR:])]:
-        utterances.take(visitor, key)
+        utterances.take(visitor, key, tmp_path)
 
 
 async def test_all_visitors_together_have_a_bound(tmp_path: Path) -> None:
@@ -86,5 +103,5 @@ async def test_all_visitors_together_have_a_bound(tmp_path: Path) -> None:
     keys = [await utterances.keep(f"visitor {number}", sound) for number in range(MOST_UTTERANCES + 1)]
     assert files_in(tmp_path) == MOST_UTTERANCES
     with pytest.raises(MediaRejected):
-        utterances.take("visitor 0", keys[0])
-    utterances.take("visitor 1", keys[1])
+        utterances.take("visitor 0", keys[0], tmp_path)
+    utterances.take("visitor 1", keys[1], tmp_path)

@@ -13,6 +13,8 @@ const say = (text) => { if (line.textContent !== text) line.textContent = text; 
 let busy = false, asked = false, unwanted = false, keyed = false, running = 0, note = '', run = '', recorder = null;
 // A recording, as bytes, that is on its way, or that was kept and then why.
 let unsent = null, posting = null, keptBecause = '';
+// The last recording that the server has got, until another is: it may not be able to put it to the conversation.
+let handed = null;
 // `revival` waits for the first update after a doubt about Gradio's stream; `stuck`: none came.
 let revival = null, revivals = 0, stuck = false, leaving = false;
 // `owed`: nothing has come yet of what was asked, not even the name of its speech.
@@ -90,6 +92,7 @@ function reload() {
 watch('value', () => {
   revived();
   const value = props.value || {};
+  if (value.untaken) takeBack(value);
   busy = Boolean(value.busy);
   const name = value.run || owed && value.latest;
   const fresh = name && name !== run;
@@ -253,6 +256,7 @@ async function postTalk() {
   handsFree.sent();
   keepWhatIsTyped(box());
   sent = '';
+  handed = {id: answer.id, sound: mine};
   trigger('turn', {id: answer.id});
 }
 function kept(error) {
@@ -277,6 +281,14 @@ function findSound() {
   if (!unsent) return;
   keptBecause = 'kept, as the page was left before it was sent';
   endTalking('Send');
+}
+function takeBack({untaken, why}) {
+  handsFree.over();
+  if (untaken !== handed?.id || recorder || unsent) { tell(why); return; }
+  unsent = handed.sound;
+  handed = null;
+  asked = false;
+  kept(new Error(why));
 }
 async function takeRecording() {
   if (recorder.seconds < LEAST_SECONDS) { discardTalk('too short to send: press Talk, speak, then press Send'); return; }
