@@ -1,10 +1,8 @@
-"""What `python app.py` and Hugging Face Spaces run."""
+"""What `python app.py` and Hugging Face Spaces run: `python -m omni_app run`."""
 
-import logging
+import sys
 
-from omni_app.settings import Settings
-from omni_app.ui.launch import launch
+from omni_app.cli import main
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    launch(Settings(_cli_parse_args=True))  # type: ignore[call-arg]
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -64,11 +64,11 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(
-        default_factory=lambda: Path(platformdirs.user_data_dir("omni-app")),
+        Path(platformdirs.user_data_dir("omni-app")),
         description="Where conversations and their media are kept.",
     )
     cache_dir: Path = Field(
-        default_factory=lambda: Path(platformdirs.user_cache_dir("omni-app")),
+        Path(platformdirs.user_cache_dir("omni-app")),
         description="Where model files are kept.",
     )
 

@@ -21,6 +21,7 @@ from omni_app import api, engines, space
 from omni_app.access import ToolGuard, malformed
 from omni_app.certificate import ensure
 from omni_app.engines.base import Engine
+from omni_app.errors import BadRequest
 from omni_app.hub_login import HubLogin, SignIn
 from omni_app.media import Limits
 from omni_app.runner import Runner
@@ -61,7 +62,15 @@ def launch(settings: Settings) -> None:
     settings = space.adapted(settings)
     engine, because = choose(settings)
     runner = Runner(engine, because, settings.max_replies)
-    demo, url = serve(settings, runner)
+    try:
+        demo, url = serve(settings, runner)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise BadRequest(  # Gradio tried them all and says of none why
+            f"The app cannot listen at {settings.host}, port {settings.port or '7860 to 7959'}. Another copy may be "
+            "running there; end it, or choose another port with --port (OMNI_PORT)."
+        ) from error
     print(f"Omni is at {url} (engine {engine.status().name}: {because})", flush=True)
     stay(demo)
 

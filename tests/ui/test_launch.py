@@ -25,6 +25,7 @@ from omni_app.ui.live import Replies
 from tests.scripted import ScriptedEngine
 from tests.ui.conftest import App
 
+ROOT = Path(__file__).parents[2]
 HTML = {"accept": "text/html"}
 JSON = {"content-type": "application/json"}
 HALF = b'{"data": ["half \\ud83d", "", false, ""]}'  # an emoji cut in two
@@ -51,6 +52,16 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 )
 def test_login_guards_every_way_in(guarded: str, method: str, path: str) -> None:
     assert httpx.request(method, guarded + path).status_code == 401
+
+
+def test_a_taken_port_is_told_in_one_sentence(app: App, tmp_path: Path) -> None:
+    port = httpx.URL(app.url).port
+    command = [sys.executable, "app.py", f"--port={port}", f"--data-dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"cannot listen at 127.0.0.1, port {port}." in done.stderr.splitlines()[-1]
+    assert "--port" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_login_guards_recordings_too(guarded: str) -> None:
