@@ -235,7 +235,7 @@ def test_on_a_processor_the_builtin_engine_answers_behind_the_proxy(start: Calla
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
     assert running.ask(origin="https://evil.example").status_code == 403
     assert running.get("/v1/models").json()["data"][0]["owned_by"] == "builtin"
-    assert "(engine builtin: No server is named" in running.output
+    assert "(engine builtin: Qwen3-Omni itself needs a GPU" in running.output
 
 
 @pytest.mark.anyio

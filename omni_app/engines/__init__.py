@@ -76,7 +76,7 @@ def choose(settings: Settings) -> tuple[EngineSpec, str]:
     if settings.endpoint:
         return ENDPOINT, "OMNI_ENDPOINT names a server."
     return SPECS["builtin"], (
-        "No server is named (OMNI_ENDPOINT), and none runs here: the System page starts Qwen3-Omni where a GPU is."
+        "Qwen3-Omni itself needs a GPU: the System page starts it where one is, or OMNI_ENDPOINT names its server."
     )
 
 

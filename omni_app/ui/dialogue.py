@@ -12,7 +12,7 @@ from omni_app.conversation import Event, Message, Part, ReplyOptions
 from omni_app.engines.base import check_kinds, named_kinds
 from omni_app.runner import Runner
 from omni_app.turnstile import Turnstile
-from omni_app.ui.live import LiveReply, Replies
+from omni_app.ui.live import STOPPED_EARLY, LiveReply, Replies
 from omni_app.ui.store import Conversation, Store, Turn
 
 Change = Callable[[list[Turn]], None]
@@ -97,7 +97,7 @@ class Dialogues:
         """The reply has ended, watched or not: what it said becomes a turn."""
         if reply.heard and conversation.turns:
             conversation.turns[-1].heard = reply.heard
-        note = reply.note or ("Stopped before the first word." if reply.stopped and not reply.text else "")
+        note = reply.note or (STOPPED_EARLY if reply.stopped and not reply.text else "")
         speech = reply.speech_file if reply.has_speech else None
         cut_short = STOPPED if reply.stopped and reply.text else ""
         figures = " · ".join(filter(None, (cut_short, reply.figures)))

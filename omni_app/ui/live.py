@@ -20,6 +20,7 @@ MakeReply = Callable[[Sequence[Message], ReplyOptions], AsyncGenerator[Event, No
 FORGET_AFTER_SECONDS = 120.0
 
 BROKEN_NOTE = "Something broke while this answer was made; what it had said so far is kept. Please try again."
+STOPPED_EARLY = "Stopped before the first word."
 CUT_NOTE = "The answer reached its length limit. Raise “Longest answer” in the settings, or ask to go on."
 
 

@@ -191,7 +191,7 @@ class Page:
         because = sentence(self._runner.chosen_because)
         name = html.escape(status.name)
         chip = f'<span class="engine {state}"><b>{name}</b> {model}</span>'
-        return f'<div class="header" data-lacks="{_lacks(status)}"><h1>Omni</h1>{chip}<p>{because} {why}</p></div>'
+        return f'<div class="header" data-lacks="{_lacks(status)}"><h1>Omni</h1>{chip}<p>{why} {because}</p></div>'
 
     def _on_question(self, event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any]) -> None:
         """An event that is answered. The voice bar hears of it before the server does, so that Stop works at once."""

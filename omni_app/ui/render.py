@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from omni_app.ui.live import LiveReply
+from omni_app.ui.live import STOPPED_EARLY, LiveReply
 from omni_app.ui.store import Turn
 
 THINKING = "…"
@@ -47,7 +47,7 @@ def conversation(turns: list[Turn], live: LiveReply | None = None) -> list[dict[
             messages[-1]["content"].append(_quiet("heard", f"heard: {live.heard}"))
         messages.append({"role": "assistant", "content": [shown(live.text) or THINKING]})
     elif turns and turns[-1].role == "user":
-        messages.append({"role": "assistant", "content": [_quiet("", LOST)]})
+        messages.append({"role": "assistant", "content": [_alone(LOST)]})
     return messages
 
 
@@ -69,12 +69,17 @@ def _message(turn: Turn) -> dict[str, Any]:
     if turn.heard:
         content.append(_quiet("heard", f"heard: {turn.heard}"))
     if turn.note:
-        content.append(_quiet("note" if turn.text else "", turn.note))
+        content.append(_quiet("note", turn.note) if turn.text else _alone(turn.note))
     if turn.figures:
         content.append(_quiet("figures", turn.figures))
     return {"role": turn.role, "content": content or [THINKING]}
 
 
 def _quiet(kind: str, text: str) -> str:
-    """A small line of its own; without a kind it is all there is of an answer, and keeps the answer's tools."""
-    return f'<span class="{"quiet " + kind if kind else "alone"}">{html.escape(text)}</span>'
+    """A small line of its own."""
+    return f'<span class="quiet {kind}">{html.escape(text)}</span>'
+
+
+def _alone(note: str) -> str:
+    """All there is of an answer: it keeps the answer's tools. A stop was wanted and needs no warning."""
+    return f'<span class="alone{"" if note == STOPPED_EARLY else " warning"}">{html.escape(note)}</span>'

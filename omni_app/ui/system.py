@@ -124,7 +124,7 @@ class SystemPage:
 
     def _engine(self, state: ServerState) -> str:
         status = self._runner.status()
-        words = f"{self._runner.chosen_because} {status.why}"
+        words = f"{status.why} {self._runner.chosen_because}"
         if self._moves_to(state):
             words += " The app moves to the server below now."
         elif state.status == "ready" and state.endpoint not in status.why:

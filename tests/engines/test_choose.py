@@ -10,7 +10,7 @@ from omni_app.settings import Settings
 @pytest.mark.parametrize(
     ("engine", "endpoint", "chosen", "why"),
     [
-        ("auto", "", "builtin", "No server is named"),
+        ("auto", "", "builtin", "Qwen3-Omni itself needs a GPU"),
         ("auto", "http://gpu:8091", "endpoint", "OMNI_ENDPOINT names a server"),
         ("builtin", "http://gpu:8091", "builtin", "OMNI_ENGINE asks for builtin"),
         ("vllm-omni", "http://gpu:8091", "vllm-omni", "OMNI_ENGINE asks for vllm-omni"),

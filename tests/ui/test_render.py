@@ -7,6 +7,7 @@ import pytest
 from omni_app.conversation import Part
 from omni_app.doctor import Finding
 from omni_app.ui import render
+from omni_app.ui.live import STOPPED_EARLY
 from omni_app.ui.store import Turn
 from omni_app.ui.system import findings_html
 
@@ -51,13 +52,18 @@ def test_one_message_a_turn_and_quiet_lines_are_escaped(tmp_path: Path) -> None:
 
 def test_failure_before_the_first_word_keeps_the_tools_of_an_answer() -> None:
     (message,) = render.conversation([Turn("assistant", note="The server is down.")])
-    assert message["content"] == ['<span class="alone">The server is down.</span>']
+    assert message["content"] == ['<span class="alone warning">The server is down.</span>']
+
+
+def test_a_stop_that_was_wanted_is_no_warning() -> None:
+    (message,) = render.conversation([Turn("assistant", note=STOPPED_EARLY)])
+    assert message["content"] == ['<span class="alone">Stopped before the first word.</span>']
 
 
 def test_a_question_whose_answer_was_lost_says_so_where_it_can_be_asked_again() -> None:
     asked, lost = render.conversation([Turn("user", "a")])
     assert (asked["role"], lost["role"]) == ("user", "assistant")
-    assert lost["content"] == [f'<span class="alone">{render.LOST}</span>']
+    assert lost["content"] == [f'<span class="alone warning">{render.LOST}</span>']
 
 
 def test_likes_are_one_per_answer() -> None:
