@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from omni_app.engines.builtin.look import Sight
@@ -17,6 +18,35 @@ LIMITS = (
     "I cannot tell people, actions, places or how many of something there are. "
     "Qwen3-Omni can; this is only the small built-in engine."
 )
+_NOTHING_KNOWN = "I am not sure what it shows; nothing among the thousand kinds of things that I know fits well."
+_NO_SOUND = "It has no sound."
+_NO_WORDS = "I hear no words in its sound."
+_HEARD = "In its sound I hear:"
+_NO_TEXT = "I found no readable text in"
+_TEXT = "The text I can read in"
+
+_OPENING = re.compile(rf"(?:1\. )?(?:{'|'.join(map(re.escape, (_HEARD, _NO_SOUND, _NO_WORDS, _TEXT, _NO_TEXT)))})")
+_PLAINLY = tuple(
+    (re.compile(pattern, re.MULTILINE), plain)
+    for pattern, plain in (
+        (r"^\d+\. ", ""),
+        ("|".join(map(re.escape, (LIMITS, _NOTHING_KNOWN, _NO_SOUND, _NO_WORDS))), ""),
+        (rf"{_NO_TEXT} (?:it|its pictures)\.", ""),
+        (rf"{_HEARD}", "A clip says:"),
+        (rf"{_TEXT} its pictures:", "The text in the clip:"),
+        (rf"{_TEXT} it:", "A picture says:"),
+        (r"(?:I see it at \d+ by \d+ pixels|The clip is [\w ]+ long), mostly ", "It is mostly "),
+    )
+)
+
+
+def facts_of(answer: str) -> str | None:
+    """What was found, out of an answer composed here; None for any other answer."""
+    if not _OPENING.match(answer):
+        return None
+    for pattern, plain in _PLAINLY:
+        answer = pattern.sub(plain, answer)
+    return " ".join(answer.split())
 
 
 def describe_picture(sight: Sight) -> str:
@@ -46,22 +76,22 @@ def _things(sight: Sight) -> str:
         return f"It looks most like this: {guesses[0][0]}."
     if sum(probability for _, probability in guesses) >= WORTH_TELLING:
         return f"It may show this, but I am not sure: {_listed([name for name, _ in guesses], 'or')}."
-    return "I am not sure what it shows; nothing among the thousand kinds of things that I know fits well."
+    return _NOTHING_KNOWN
 
 
 def _text(sight: Sight, where: str) -> str:
     if not sight.lines:
-        return f"I found no readable text in {where}."
+        return f"{_NO_TEXT} {where}."
     read = ", ".join(line.text for line in sight.lines[:_MOST_LINES])
     left = len(sight.lines) - _MOST_LINES
     more = f" And {left} more lines." if left > 0 else ""
-    return f"The text I can read in {where}: {_quoted(read)}{more}"
+    return f"{_TEXT} {where}: {_quoted(read)}{more}"
 
 
 def _sound(transcript: str | None) -> str:
     if transcript is None:
-        return "It has no sound."
-    return f"In its sound I hear: {_quoted(transcript)}" if transcript else "I hear no words in its sound."
+        return _NO_SOUND
+    return f"{_HEARD} {_quoted(transcript)}" if transcript else _NO_WORDS
 
 
 def _quoted(words: str) -> str:
