@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from omni_app.conversation import EndReason, Heard, Message, Part, ReplyEnd, ReplyOptions, ReplyStats, TextDelta
-from omni_app.engines.builtin.describe import LIMITS
+from omni_app.engines.builtin.describe import LIMITS, describe_recording, numbered
 from omni_app.engines.builtin.history import last_user_message, turns, user_words
 from omni_app.engines.builtin.outbox import Outbox
 from omni_app.engines.builtin.parts import Mind, Speech
@@ -75,15 +75,21 @@ class Answer:
 
     def _describe(self, heard: dict[Part, str | None]) -> EndReason:
         """Facts composed here, not by the language model: one this small turns them into things that are not so."""
-        shown = [part for part in self._message.media if part.kind in ("image", "video")]
-        for number, part in enumerate(shown, 1):
-            if part.kind == "image":
-                facts = self._senses.see_picture(part, self._cancelled)
-            else:
-                facts = self._senses.see_clip(part, heard[part], self._cancelled)
-            self._say(f"{number}. {facts}\n\n" if len(shown) > 1 else f"{facts}\n\n")
+        # Without typed words a recording is the question, not something to be described.
+        asked_aloud = not self._message.text.strip()
+        described = [part for part in self._message.media if not (part.kind == "audio" and asked_aloud)]
+        descriptions = (self._description(part, heard.get(part)) for part in described)
+        for text in numbered(descriptions) if len(described) > 1 else descriptions:
+            self._say(f"{text}\n\n")
         self._say(LIMITS)
         return "stop"
+
+    def _description(self, part: Part, transcript: str | None) -> str:
+        if part.kind == "image":
+            return self._senses.see_picture(part, self._cancelled)
+        if part.kind == "video":
+            return self._senses.see_clip(part, transcript, self._cancelled)
+        return describe_recording(transcript or "")
 
     def _think(self, transcripts: Sequence[str]) -> EndReason:
         words = user_words(self._message, transcripts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from omni_app.engines.builtin.look import Sight
 
@@ -19,20 +19,26 @@ LIMITS = (
     "Qwen3-Omni can; this is only the small built-in engine."
 )
 _NOTHING_KNOWN = "I am not sure what it shows; nothing among the thousand kinds of things that I know fits well."
+_NOTHING_EITHER = "I am not sure what it shows either."
 _NO_SOUND = "It has no sound."
 _NO_WORDS = "I hear no words in its sound."
 _HEARD = "In its sound I hear:"
+_RECORDED = "In the recording I hear:"
+_NOT_RECORDED = "I hear no words in the recording."
 _NO_TEXT = "I found no readable text in"
 _TEXT = "The text I can read in"
 
-_OPENING = re.compile(rf"(?:1\. )?(?:{'|'.join(map(re.escape, (_HEARD, _NO_SOUND, _NO_WORDS, _TEXT, _NO_TEXT)))})")
+_OPENINGS = (_HEARD, _NO_SOUND, _NO_WORDS, _RECORDED, _NOT_RECORDED, _TEXT, _NO_TEXT)
+_OPENING = re.compile(rf"(?:1\. )?(?:{'|'.join(map(re.escape, _OPENINGS))})")
+_NO_FACTS = (LIMITS, _NOTHING_KNOWN, _NOTHING_EITHER, _NO_SOUND, _NO_WORDS, _NOT_RECORDED)
 _PLAINLY = tuple(
     (re.compile(pattern, re.MULTILINE), plain)
     for pattern, plain in (
         (r"^\d+\. ", ""),
-        ("|".join(map(re.escape, (LIMITS, _NOTHING_KNOWN, _NO_SOUND, _NO_WORDS))), ""),
+        ("|".join(map(re.escape, _NO_FACTS)), ""),
         (rf"{_NO_TEXT} (?:it|its pictures)\.", ""),
-        (rf"{_HEARD}", "A clip says:"),
+        (_RECORDED, "A recording says:"),
+        (_HEARD, "A clip says:"),
         (rf"{_TEXT} its pictures:", "The text in the clip:"),
         (rf"{_TEXT} it:", "A picture says:"),
         (r"(?:I see it at \d+ by \d+ pixels|The clip is [\w ]+ long), mostly ", "It is mostly "),
@@ -64,6 +70,18 @@ def describe_clip(sight: Sight | None, seconds: float | None, transcript: str | 
         return f"{_sound(transcript)} {length}, but I could not read a picture out of it."
     shown = (_text(sight, "its pictures"), _things(sight), f"{length}{_colours(sight.colours)}.")
     return " ".join((_sound(transcript), *shown))
+
+
+def describe_recording(transcript: str) -> str:
+    return f"{_RECORDED} {_quoted(transcript)}" if transcript else _NOT_RECORDED
+
+
+def numbered(descriptions: Iterable[str]) -> Iterator[str]:
+    """Each as soon as it comes, and the long sentence of doubt only once."""
+    doubted = False
+    for number, text in enumerate(descriptions, 1):
+        yield f"{number}. {text.replace(_NOTHING_KNOWN, _NOTHING_EITHER) if doubted else text}"
+        doubted = doubted or _NOTHING_KNOWN in text
 
 
 def _colours(colours: Sequence[str]) -> str:

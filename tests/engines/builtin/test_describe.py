@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from omni_app.engines.builtin.colours import colour_name, main_colours
-from omni_app.engines.builtin.describe import LIMITS, describe_clip, describe_picture
+from omni_app.engines.builtin.describe import LIMITS, describe_clip, describe_picture, numbered
 from omni_app.engines.builtin.look import Line, Sight, merge
 
 NOTHING = Sight((640, 480), (), (), ())
@@ -63,6 +63,14 @@ def test_a_clip_tells_of_its_sound(transcript: str | None, said: str) -> None:
 
 def test_a_clip_without_readable_frames_says_so() -> None:
     assert "could not read a picture" in describe_clip(None, 5, "Hi.")
+
+
+def test_doubt_about_several_is_told_at_length_once() -> None:
+    one, other, third = numbered([describe_picture(NOTHING), "A cat.", describe_clip(NOTHING, 5, None)])
+    assert "nothing among the thousand kinds of things" in one
+    assert other == "2. A cat."
+    assert "I am not sure what it shows either." in third
+    assert "thousand" not in third
 
 
 def test_frames_are_merged_with_each_text_once() -> None:

@@ -223,6 +223,26 @@ async def test_several_pictures_are_numbered(house: House, picture: Part) -> Non
     assert "\n\n2. The text" in text
 
 
+async def test_a_recording_beside_a_picture_and_typed_words_is_told_in_its_place(
+    house: House, wav: Part, picture: Part
+) -> None:
+    text = text_of(await collect(house.say("What do you see and hear?", picture, wav)))
+    assert text.startswith("1. The text")
+    assert "\n\n2. In the recording I hear: “what time is it”.\n\nI cannot tell" in text
+
+
+async def test_a_recording_without_words_beside_a_picture_is_told_too(house: House, wav: Part, picture: Part) -> None:
+    house.ears.transcript = ""
+    text = text_of(await collect(house.say("What do you hear?", wav, picture)))
+    assert text.startswith("1. I hear no words in the recording.\n\n2. The text")
+
+
+async def test_a_spoken_question_about_a_picture_is_not_repeated(house: House, wav: Part, picture: Part) -> None:
+    text = text_of(await collect(house.say("", picture, wav)))
+    assert text.startswith("The text")
+    assert "what time is it" not in text
+
+
 @pytest.mark.parametrize("kind", ["image", "audio", "video"])
 async def test_a_file_that_is_gone_is_told(house: House, tmp_path: Path, kind: str) -> None:
     with pytest.raises(MediaRejected, match=r"holiday\.bin can no longer be read; please send it again"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from omni_app.conversation import Message, Part
-from omni_app.engines.builtin.describe import LIMITS, describe_clip, describe_picture
+from omni_app.engines.builtin.describe import LIMITS, describe_clip, describe_picture, describe_recording, numbered
 from omni_app.engines.builtin.history import turns
 from omni_app.engines.builtin.look import Line, Sight
 
@@ -72,6 +72,14 @@ def test_the_latest_of_several_pictures_is_meant() -> None:
 def test_of_a_clip_only_what_was_found_is_told(sight: Sight, transcript: str | None, facts: str) -> None:
     said = f"{describe_clip(sight, 61.0, transcript)}\n\n{LIMITS}"
     asked = (Message.of("user", "", Part("video", path=Path("clip.mp4"))), Message.of("assistant", said))
+    assert read(*asked, words="What is that?")[-1] == f"{facts}\nWhat is that?"
+
+
+def test_of_several_each_fact_is_told_without_its_number() -> None:
+    nothing = describe_picture(Sight((10, 10), ("red",), (), ()))
+    said = "\n\n".join([*numbered([describe_recording("Good morning."), nothing, nothing]), LIMITS])
+    asked = (Message.of("user", "What is this?", PICTURE), Message.of("assistant", said))
+    facts = "A recording says: “Good morning.” It is mostly red. It is mostly red."
     assert read(*asked, words="What is that?")[-1] == f"{facts}\nWhat is that?"
 
 
