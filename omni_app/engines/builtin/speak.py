@@ -118,14 +118,14 @@ class Speaker:
 
     def _choose(self, kokoro: KokoroVoices) -> None:
         speed = self._speed
-        figure = f"it takes {speed.rtf:.2f} s for one second of speech here"
+        figure = f"one second of speech took {speed.rtf:.2f} s when this machine was measured"
         if speed.keeps_up or self._settings.builtin_speech == "kokoro":
             self.default_voice = KOKORO_NAMES[0]
             kokoro.synthesize("Ready.", self.default_voice, lambda: False)  # the first run also allocates memory
             self.reason = f"Kokoro speaks; {figure}" + ("." if speed.keeps_up else ", so it will stutter.")
             return
         self._kokoro = None
-        busy = " while other programs keep the machine busy; a later start measures again" if speed.disturbed else ""
+        busy = ", while other programs kept it busy; a later start measures again" if speed.disturbed else ""
         self.reason = (
             f"eSpeak NG speaks, because Kokoro cannot keep up: {figure}{busy}. Its voices can be chosen all the same."
         )

@@ -37,11 +37,11 @@ def never() -> bool:
 
 
 def make_speaker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech: Any = "auto", rtf: float = 0.3
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech: Any = "auto", rtf: float = 0.3, disturbed: bool = False
 ) -> tuple[Speaker, FakeKokoro]:
     fake = FakeKokoro()
     monkeypatch.setattr(speak, "fetch", lambda asset, *_: tmp_path / asset.name)
-    monkeypatch.setattr(Speaker, "_load_kokoro", lambda *_: (fake, Speed(1, rtf)))
+    monkeypatch.setattr(Speaker, "_load_kokoro", lambda *_: (fake, Speed(1, rtf, disturbed)))
     speaker = Speaker(Settings(cache_dir=tmp_path, builtin_speech=speech))
     speaker.load()
     return speaker, fake
@@ -57,17 +57,22 @@ def say(utterance: Utterance, text: str) -> list[AudioDelta]:
 def test_kokoro_where_it_keeps_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speaker, _ = make_speaker(tmp_path, monkeypatch)
     assert speaker.default_voice == "jm_kumo"
-    assert speaker.reason == "Kokoro speaks; it takes 0.30 s for one second of speech here."
+    assert speaker.reason == "Kokoro speaks; one second of speech took 0.30 s when this machine was measured."
 
 
 def test_espeak_where_kokoro_is_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speaker, fake = make_speaker(tmp_path, monkeypatch, rtf=1.3)
     assert speaker.default_voice == "espeak-en-us"
-    assert "cannot keep up: it takes 1.30 s" in speaker.reason
+    assert "cannot keep up: one second of speech took 1.30 s when this machine was measured" in speaker.reason
     assert "can be chosen all the same" in speaker.reason
     fake.said.clear()
     say(speaker.utterance("jm_kumo", never), "Asked for by name.")
     assert fake.said == ["Asked for by name."], "the user's choice goes before ours"
+
+
+def test_a_figure_of_a_busy_machine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaker, _ = make_speaker(tmp_path, monkeypatch, rtf=1.3, disturbed=True)
+    assert "was measured, while other programs kept it busy; a later start measures again." in speaker.reason
 
 
 def test_kokoro_on_request_even_if_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
