@@ -122,6 +122,19 @@ async def test_the_text_in_a_picture_is_read(engine: BuiltinEngine, sign: Part) 
     assert "Qwen3-Omni can" in text
 
 
+async def test_a_picture_does_not_spoil_the_answers_after_it(engine: BuiltinEngine, sign: Part) -> None:
+    wishes = ReplyOptions(speech=False, seed=1, temperature=0.0)
+    messages: list[Message] = []
+    later = [Message.of("user", words) for words in ("What is the capital of Italy?", "Name three fruits.")]
+    for question in (Message.of("user", "What does the sign say?", sign), *later):
+        messages.append(question)
+        events = [event async for event in engine.reply(messages, wishes)]
+        assert events[-1] == ReplyEnd("stop")
+        messages.append(Message.of("assistant", text_of(events)))
+    after = " ".join(message.text for message in messages[2:])
+    assert not any(template in after for template in ("not sure", "I can read", "Platform 9"))
+
+
 async def test_a_clip_is_watched_and_heard(engine: BuiltinEngine, clip: Part) -> None:
     events = await answer(engine, "", clip, speech=False)
     assert isinstance(events[0], Heard)
