@@ -210,11 +210,15 @@ class Chat:
         self._tabs.show(request, conversation)
         self._tabs.knows(request, self._dialogues.abilities)
         live = self._replies.current(visitor, conversation.id)
+        named = self._named(request, conversation)
         yield {
             "key": conversation.id,
             "chat": self._rendered(conversation, live),
             "voice": voice | {"busy": live is not None, "latest": self._replies.latest(visitor, conversation.id)},
-        } | self._named(request, conversation)
+        } | named
+        # Gradio waits for this one's files before it is told; what was told meanwhile was newer.
+        if (now := self.listed(request)) != {"history": named["history"]}:
+            yield now
         if live is not None:
             async for update in self._follow(conversation, live, request, named=False):
                 yield update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import zipfile
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
+import gradio as gr
 import pytest
+from gradio import processing_utils
 from playwright.sync_api import expect
 
 from benchmarks.browser import Visitor
@@ -252,9 +255,7 @@ def test_a_title_is_taken_when_its_field_is_left_for_another_conversation(visit:
     visitor.ask("about pears")
     finished(visitor)
     history = visitor.page.locator("#history label")
-    title = visitor.page.locator("#title").get_by_role("textbox")
-    expect(title).to_have_value("about pears")
-    title.fill("Fruit")
+    visitor.page.locator("#title").get_by_role("textbox").fill("Fruit")
     history.filter(has_text="about apples").click()
     expect(history).to_have_text(["Fruit", "about apples"])
     expect(bot(visitor).first).to_have_text("echo: about apples")
@@ -262,6 +263,34 @@ def test_a_title_is_taken_when_its_field_is_left_for_another_conversation(visit:
     visitor.ask("and plums")
     finished(visitor, 2)
     expect(history).to_have_text(["about apples", "Fruit"])
+
+
+def test_a_list_that_was_made_before_a_title_was_kept_does_not_take_its_place(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio waits for the files of a conversation that is opened, and meanwhile tells of what ended sooner."""
+    visitor = visit()
+    visitor.ask("about apples")
+    finished(visitor)
+    press(visitor, "New conversation")
+    visitor.ask("about pears")
+    finished(visitor)
+    move = processing_utils.async_move_files_to_cache
+
+    async def move_later(data: Any, block: Any, *more: Any, **options: Any) -> Any:
+        await asyncio.sleep(1 if isinstance(block, gr.Chatbot) and "value" in data else 0)
+        return await move(data, block, *more, **options)
+
+    monkeypatch.setattr(processing_utils, "async_move_files_to_cache", move_later)
+    history = visitor.page.locator("#history label")
+    visitor.page.locator("#title").get_by_role("textbox").fill("Fruit")
+    renamed = held(visitor, history.filter(has_text="about apples").click)
+    assert "Fruit" in (renamed.request.post_data or "")
+    visitor.page.wait_for_timeout(300)
+    renamed.continue_()
+    expect(bot(visitor).first).to_have_text("echo: about apples")
+    visitor.page.wait_for_timeout(500)
+    expect(history).to_have_text(["Fruit", "about apples"])
 
 
 def test_switching_away_lets_the_answer_finish_unseen(visit: Visit) -> None:
