@@ -294,8 +294,10 @@ def _jobs(found: argparse.Namespace) -> int:
 def _schemes(found: argparse.Namespace) -> int:
     recipes = [{"name": name, **asdict(recipe), "why": why} for name, (recipe, why) in RECIPES.items()]
     schemes = [asdict(scheme) for scheme in SCHEMES.values()]
-    table = {"schemes": schemes, "algorithms": ALGORITHMS, "recipes": recipes, "ready": environment.ready()}
-    print(json.dumps({**table, "outdated": environment.in_words(environment.outdated())}))
+    table = {"schemes": schemes, "algorithms": ALGORITHMS, "recipes": recipes}
+    differs = environment.outdated()
+    ready = environment.there() and not differs
+    print(json.dumps({**table, "ready": ready, "outdated": environment.in_words(differs)}))
     return 0
 
 

@@ -42,7 +42,12 @@ def _venv() -> Path:
 
 
 def ready() -> bool:
-    return _own() or (_built() and not outdated())
+    return there() and not outdated()
+
+
+def there() -> bool:
+    """Whether there is one, be it for other requirements."""
+    return _own() or _built()
 
 
 def _own() -> bool:
@@ -112,7 +117,7 @@ def ensure(log: BinaryIO, tell: Tell = silent) -> Path:
 def built() -> Path:
     """The interpreter, for a command that should not take minutes first. Raises QuantizeError where it is not built, or
     for other requirements."""
-    if not (_own() or _built()):
+    if not there():
         raise QuantizeError(
             "The quantizer's own environment is not built yet; `make quantize-env` does so (2 GB, some minutes)."
         )
