@@ -53,10 +53,8 @@ def spread(values: list[float], *, smallest: bool = False) -> dict[str, float] |
     """Median and slowest (of rates and lengths the smallest), to three decimals; None where there is nothing."""
     if not values:
         return None
-    return {
-        "median": round(statistics.median(values), 3),
-        "slowest": round(min(values) if smallest else max(values), 3),
-    }
+    slowest = min(values) if smallest else max(values)
+    return {"median": round(statistics.median(values), 3), "slowest": round(slowest, 3)}
 
 
 def summary(answers: list[Answer]) -> dict[str, Any]:
