@@ -1,4 +1,4 @@
-"""Take the README's screenshots of the real page with the builtin engine: `python assets/make_screenshots.py`."""
+"""Take the README's screenshots of the real page with the builtin engine: `python -m assets.make_screenshots`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main() -> None:
         app.wait("health")
         browser = launched(playwright, microphone=HERE / "question.wav")
         desk = Visitor(browser, app.url)
+        desk.page.wait_for_timeout(1000)
         desk.page.screenshot(path=HERE / "empty.png")
         ask_with(desk, HERE / "sign.png", "What does this sign say?", 1)
         desk.page.get_by_role("button", name="New conversation").click()
