@@ -210,15 +210,8 @@ class Chat:
         self._tabs.show(request, conversation)
         self._tabs.knows(request, self._dialogues.abilities)
         live = self._replies.current(visitor, conversation.id)
-        named = self._named(request, conversation)
-        yield {
-            "key": conversation.id,
-            "chat": self._rendered(conversation, live),
-            "voice": voice | {"busy": live is not None, "latest": self._replies.latest(visitor, conversation.id)},
-        } | named
-        # Gradio waits for this one's files before it is told; what was told meanwhile was newer.
-        if (now := self.listed(request)) != {"history": named["history"]}:
-            yield now
+        async for update in self._told(request, conversation, self._whole(request, conversation, voice), voice):
+            yield update
         if live is not None:
             async for update in self._follow(conversation, live, request, named=False):
                 yield update
@@ -272,8 +265,11 @@ class Chat:
             "voice": {"run": reply.run if speech else "", "busy": True, "speech": speech},
         }
         # While its files were read, the visitor may have gone to another conversation.
-        shown = self._tabs.shows(request, conversation)
-        yield (begun if shown else self.listed(request)) | (also or {})
+        if self._tabs.shows(request, conversation):
+            async for update in self._told(request, conversation, begun | (also or {}), SILENCE):
+                yield update
+        else:
+            yield self.listed(request) | (also or {})
         async for update in self._follow(conversation, reply, request):
             yield update
         shown = self._tabs.shows(request, conversation)
@@ -294,16 +290,42 @@ class Chat:
                 return
             if not reply.done and (now := (reply.text, reply.heard)) != seen:
                 seen, began = now, time.perf_counter()
-                yield {"chat": self._rendered(conversation, reply)}
+                async for update in self._told(request, conversation, {"chat": self._rendered(conversation, reply)}):
+                    yield update
                 pause = max(FASTEST_UPDATE_SECONDS, 2 * (time.perf_counter() - began))
                 await asyncio.sleep(pause)
         if self._tabs.shows(request, conversation):
-            yield {
-                "chat": self._rendered(conversation),
-                "voice": gr.skip()
-                if self._replies.current(conversation.visitor, conversation.id)
-                else _ended(reply, named),
-            } | self._named(request, conversation)
+            again = self._replies.current(conversation.visitor, conversation.id)
+            ended = {"chat": self._rendered(conversation), "voice": gr.skip() if again else _ended(reply, named)}
+            async for update in self._told(request, conversation, ended | self._named(request, conversation)):
+                yield update
+
+    async def _told(
+        self, request: gr.Request, conversation: Conversation, update: Update, voice: Update | None = None
+    ) -> Updates:
+        """Gradio files the media of an update before it tells the page of it, so that what was told meanwhile is newer.
+        Who is in another conversation by then is shown that one again, and their bar told this of its voice."""
+        yield update
+        if self._tabs.shows(request, conversation):
+            if "history" in update and (now := self.listed(request)) != {"history": update["history"]}:
+                yield now
+            return
+        seen = None
+        while (there := self._tabs.shown(request)) is not None:
+            state = (there.id, self._replies.current(there.visitor, there.id))
+            if state == seen:
+                return
+            seen = state
+            yield self._whole(request, there, voice or {})
+
+    def _whole(self, request: gr.Request, conversation: Conversation, voice: Update) -> Update:
+        live = self._replies.current(conversation.visitor, conversation.id)
+        latest = self._replies.latest(conversation.visitor, conversation.id)
+        return {
+            "key": conversation.id,
+            "chat": self._rendered(conversation, live),
+            "voice": voice | {"busy": live is not None, "latest": latest},
+        } | self._named(request, conversation)
 
     async def _ingest(self, files: Sequence[Path], conversation: Conversation) -> list[Part]:
         check_count(len(files), self._limits)

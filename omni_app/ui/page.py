@@ -41,7 +41,8 @@ TELL = "() => document.querySelector('#voice .voice-bar').dispatchEvent(new Even
 # Set before the server is asked, so that a question asked meanwhile goes where one has gone.
 CHOSEN_KEY = "(key) => key"
 RANDOM = "crypto.getRandomValues(new Uint8Array(16))"
-NEW_KEY = f"() => Array.from({RANDOM}, (byte) => byte.toString(16).padStart(2, '0')).join('')"
+NEW_KEY = f"Array.from({RANDOM}, (byte) => byte.toString(16).padStart(2, '0')).join('')"
+BLANK = f"() => [{NEW_KEY}, [], null, {{__type__: 'update', visible: false}}]"
 LATEX: list[dict[str, str | bool]] = [
     {"left": left, "right": right, "display": display}
     for left, right, display in [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False)]
@@ -151,7 +152,7 @@ class Page:
         self._on(w["chat"].undo, chat.undo, [w["box"], w["key"]])
         self._on(w["chat"].clear, chat.clear, [w["key"]])
         self._on(w["chat"].like, chat.like, [w["key"]])
-        w["new"].click(None, None, [w["key"]], js=NEW_KEY)
+        w["new"].click(None, None, [w["key"], w["chat"], w["history"], w["title"]], js=BLANK)
         self._on(w["new"].click, chat.fresh, [w["key"]], **answers)
         self._on(w["query"].change, chat.search, [w["query"]])
         for named in (w["title"].submit, w["title"].blur):

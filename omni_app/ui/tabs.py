@@ -33,6 +33,11 @@ class Tabs:
     def shows(self, request: gr.Request, conversation: Conversation) -> bool:
         return self._views.get(_session(request)) == (conversation.visitor, conversation.id)
 
+    def shown(self, request: gr.Request) -> Conversation | None:
+        """What the tab shows, if it is open still."""
+        visitor, key = self._views.get(_session(request), ("", ""))
+        return self._store.get(visitor, key)
+
     def search(self, request: gr.Request, query: str) -> None:
         self._queries[_session(request)] = query
 

@@ -43,6 +43,11 @@ def press(visitor: Visitor, name: str) -> None:
     visitor.page.get_by_role("button", name=name, exact=True).first.click()
 
 
+def begin_anew(visitor: Visitor) -> None:
+    press(visitor, "New conversation")
+    expect(user(visitor)).to_have_count(0)
+
+
 def silent(visitor: Visitor, seconds: float = 20) -> None:
     expect(visitor.page.get_by_role("button", name="Stop", exact=True)).to_be_hidden(timeout=seconds * 1000)
 

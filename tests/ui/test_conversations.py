@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import anyio.to_thread
-import gradio as gr
 import pytest
-from gradio import processing_utils
 from playwright.sync_api import expect
 
 from benchmarks.browser import Visitor
-from omni_app.conversation import Part
-from omni_app.ui import chat
 from tests.ui.conftest import App
-from tests.ui.steps import bot, finished, held, press, silent, status, user
+from tests.ui.steps import begin_anew, bot, finished, held, press, silent, user
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
@@ -65,37 +57,6 @@ def typed(visitor: Visitor, where: str, text: str) -> None:
     visitor.page.locator(where).evaluate(js, text)
 
 
-def test_who_has_gone_to_another_conversation_while_files_are_read_stays_there(
-    visit: Visit, picture: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    may_read = threading.Event()
-    real = chat.ingest
-
-    async def late(*given: Any, **named: Any) -> Part:
-        await anyio.to_thread.run_sync(may_read.wait)
-        return await real(*given, **named)
-
-    visitor = visit()
-    visitor.ask("first")
-    finished(visitor)
-    press(visitor, "New conversation")
-    expect(user(visitor)).to_have_count(0)
-    monkeypatch.setattr(chat, "ingest", late)
-    visitor.page.set_input_files("#box input[type=file]", picture)
-    expect(visitor.page.locator("#box .thumbnail-item")).to_have_count(1)
-    visitor.ask("second")
-    entries = visitor.page.locator("#history label")
-    entries.filter(has_text="first").click()
-    expect(user(visitor)).to_have_text(["first"])
-    may_read.set()
-    expect(entries).to_have_text(["second", "first"])
-    expect(visitor.box).to_have_value("")
-    expect(user(visitor)).to_have_text(["first"])
-    silent(visitor)
-    entries.filter(has_text="second").click()
-    expect(bot(visitor).filter(has_text="echo: second [image]")).to_be_visible()
-
-
 def test_edit_to_nothing_is_refused_and_nothing_is_lost(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("first")
@@ -132,44 +93,6 @@ def test_what_is_typed_before_the_server_has_taken_a_question_stays(visit: Visit
     visitor.box.press("Enter")
     expect(bot(visitor).filter(has_text="echo: the next thought")).to_be_visible()
     expect(visitor.box).to_have_value("")
-
-
-def test_a_question_right_after_new_conversation_begins_it(visit: Visit) -> None:
-    visitor = visit()
-    visitor.ask("first")
-    finished(visitor)
-    on_its_way = held(visitor, lambda: press(visitor, "New conversation"))
-    visitor.ask("second")
-    expect(bot(visitor).filter(has_text="echo: second")).to_be_visible()
-    on_its_way.continue_()
-    finished(visitor)
-    expect(user(visitor)).to_have_text(["second"])
-    entries = visitor.page.locator("#history label")
-    expect(entries).to_have_text(["second", "first"])
-    entries.filter(has_text="first").click()
-    expect(user(visitor)).to_have_text(["first"])
-
-
-def test_a_question_right_after_choosing_a_conversation_goes_there_and_is_heard(visit: Visit) -> None:
-    visitor = visit()
-    visitor.ask("first")
-    finished(visitor)
-    press(visitor, "New conversation")
-    expect(user(visitor)).to_have_count(0)
-    visitor.ask("second")
-    finished(visitor)
-    silent(visitor)
-    entries = visitor.page.locator("#history label")
-    on_its_way = held(visitor, lambda: entries.filter(has_text="first").click())
-    visitor.ask("slow and more")
-    expect(status(visitor)).to_have_text("speaking")
-    on_its_way.continue_()
-    finished(visitor, 2)
-    expect(user(visitor)).to_have_text(["first", "slow and more"])
-    expect(visitor.page.locator("#chat .figures").last).not_to_contain_text("stopped")
-    expect(entries).to_have_text(["first", "second"])
-    # Gradio itself may report a stream that it closes while the held request is on its way.
-    visitor.problems[:] = [text for text in visitor.problems if "signal is aborted" not in text]
 
 
 def test_undo_brings_the_message_back_into_the_box_before_what_is_there(
@@ -212,8 +135,7 @@ def test_conversations_are_listed_searched_renamed_switched_and_deleted(visit: V
     visitor = visit()
     visitor.ask("about apples")
     finished(visitor)
-    press(visitor, "New conversation")
-    expect(bot(visitor)).to_have_count(0)
+    begin_anew(visitor)
     visitor.ask("about pears")
     finished(visitor)
     history = visitor.page.locator("#history label")
@@ -251,7 +173,7 @@ def test_a_title_is_taken_when_its_field_is_left_for_another_conversation(visit:
     visitor = visit()
     visitor.ask("about apples")
     finished(visitor)
-    press(visitor, "New conversation")
+    begin_anew(visitor)
     visitor.ask("about pears")
     finished(visitor)
     history = visitor.page.locator("#history label")
@@ -265,40 +187,11 @@ def test_a_title_is_taken_when_its_field_is_left_for_another_conversation(visit:
     expect(history).to_have_text(["about apples", "Fruit"])
 
 
-def test_a_list_that_was_made_before_a_title_was_kept_does_not_take_its_place(
-    visit: Visit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Gradio waits for the files of a conversation that is opened, and meanwhile tells of what ended sooner."""
-    visitor = visit()
-    visitor.ask("about apples")
-    finished(visitor)
-    press(visitor, "New conversation")
-    visitor.ask("about pears")
-    finished(visitor)
-    move = processing_utils.async_move_files_to_cache
-
-    async def move_later(data: Any, block: Any, *more: Any, **options: Any) -> Any:
-        await asyncio.sleep(1 if isinstance(block, gr.Chatbot) and "value" in data else 0)
-        return await move(data, block, *more, **options)
-
-    monkeypatch.setattr(processing_utils, "async_move_files_to_cache", move_later)
-    history = visitor.page.locator("#history label")
-    visitor.page.locator("#title").get_by_role("textbox").fill("Fruit")
-    renamed = held(visitor, history.filter(has_text="about apples").click)
-    assert "Fruit" in (renamed.request.post_data or "")
-    visitor.page.wait_for_timeout(300)
-    renamed.continue_()
-    expect(bot(visitor).first).to_have_text("echo: about apples")
-    visitor.page.wait_for_timeout(500)
-    expect(history).to_have_text(["Fruit", "about apples"])
-
-
 def test_switching_away_lets_the_answer_finish_unseen(visit: Visit) -> None:
     visitor = visit()
     visitor.ask("slow answer goes on")
     expect(bot(visitor).first).to_contain_text("slow")
-    press(visitor, "New conversation")
-    expect(bot(visitor)).to_have_count(0)
+    begin_anew(visitor)
     visitor.page.wait_for_timeout(2500)
     expect(bot(visitor)).to_have_count(0)
     visitor.page.get_by_placeholder("Search").fill("slow")
@@ -316,10 +209,7 @@ def test_reload_in_mid_answer_goes_on_and_keeps_everything(visit: Visit, app: Ap
     finished(visitor)
     expect(bot(visitor).first).to_have_text("echo: slow tell me a rather longer thing while I reload")
     expect(visitor.page.get_by_label("Play").first).to_be_visible()
-    # Gradio itself reports the stream that the reload cut.
-    visitor.problems[:] = [
-        text for text in visitor.problems if "AbortError" not in text and "Connection errored" not in text
-    ]
+    visitor.forgive_cut_streams()
 
 
 def test_export_holds_json_markdown_and_media(visit: Visit, picture: Path, tmp_path: Path) -> None:
