@@ -21,6 +21,8 @@ TAKEN_OVER = """() => {
   return told('/run/predict') > 1 && told('/queue/data') > 0;
 }"""
 """The page has been answered what it asks when it opens: its settings and the engine's state, and the conversation."""
+CUT = ("AbortError", "Connection errored", "signal is aborted")
+"""What Gradio itself reports of the streams that end with a page."""
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream",
@@ -92,6 +94,11 @@ class Visitor:
         """Until the page has its settings and its conversation. What is typed or chosen before, Gradio may forget."""
         self.page.wait_for_function(TAKEN_OVER)
         self.box.wait_for()
+        self.forgive_cut_streams()
+
+    def forgive_cut_streams(self) -> None:
+        """For who has left a page while Gradio listened to the server."""
+        self.problems[:] = [text for text in self.problems if not any(known in text for known in CUT)]
 
     @property
     def box(self) -> Any:

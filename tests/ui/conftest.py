@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ class App:
     def __init__(self, url: str, engine: ScriptedEngine, data: Path) -> None:
         self.url, self.engine, self.data = url, engine, data
 
+    def rest(self) -> None:
+        """Wait for the answers that the visitors of the test before have left: the app gives them up by itself."""
+        for _ in range(600):
+            if not self.engine.working:
+                return
+            time.sleep(0.1)
+        raise AssertionError("an answer that nobody waits for is still being made after a minute")
+
 
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
@@ -68,6 +77,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 @pytest.fixture
 def visit(browser: Any, app: App) -> Iterator[Callable[..., Visitor]]:
     """Opens the page as a new visitor; at the end of the test nothing may have gone wrong in any of its consoles."""
+    app.rest()
     visitors: list[Visitor] = []
 
     def opened(**context: Any) -> Visitor:

@@ -87,6 +87,7 @@ def test_a_door_that_slams_is_no_question(ears: Callable[[np.ndarray], tuple[str
 
 def visiting(playwright: Any, app: App, microphone: Path) -> Iterator[Visitor]:
     """With that sound at the microphone; at the end nothing may have gone wrong in the console."""
+    app.rest()
     browser = launched(playwright, microphone=microphone)
     visitor = Visitor(browser, app.url)
     yield visitor

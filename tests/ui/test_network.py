@@ -42,6 +42,7 @@ LINES = """() => {
 
 @pytest.fixture
 def wire(app: App) -> Iterator[Line]:
+    app.rest()
     with line(httpx.URL(app.url).port or 0) as made:
         yield made
 
