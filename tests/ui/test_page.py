@@ -13,23 +13,14 @@ from playwright.sync_api import expect
 from benchmarks.browser import Visitor, launched
 from tests.scripted import tone
 from tests.ui.conftest import App
-from tests.ui.steps import bot, finished, press, silent, status, until, user
+from tests.ui.steps import bot, finished, hear_whole, press, silent, status, until, user
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
 
 
 def test_typed_question_is_answered_and_heard_without_a_gap(visit: Visit) -> None:
-    visitor = visit()
-    sent = visitor.ask("one two three four five six seven eight nine")
-    finished(visitor)
-    silent(visitor)
-    expect(bot(visitor).first).to_have_text("echo: one two three four five six seven eight nine")
-    visitor.page.wait_for_timeout(300)
-    sound = visitor.sound(after=sent)
-    assert sound is not None
-    assert sound.seconds == pytest.approx(10 * 0.2, abs=0.15)
-    assert sound.longest_gap == 0.0
+    hear_whole(visit(), "one two three four five six seven eight nine")
 
 
 def test_speech_stays_in_the_message_to_replay_and_download(visit: Visit, tmp_path: Path) -> None:

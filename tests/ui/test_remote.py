@@ -14,7 +14,7 @@ from omni_app import engines
 from omni_app.runner import Runner
 from omni_app.settings import Settings
 from tests.ui.conftest import App
-from tests.ui.steps import bot, finished, press, silent, status, until
+from tests.ui.steps import bot, finished, hear_whole, press, status, until
 
 pytestmark = pytest.mark.browser
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -42,15 +42,7 @@ def visitor(browser: Any, remote: str) -> Iterator[Visitor]:
 
 
 def test_answer_and_speech_come_through_whole(visitor: Visitor) -> None:
-    sent = visitor.ask("one two three four")
-    finished(visitor)
-    silent(visitor)
-    expect(bot(visitor).first).to_have_text("echo: one two three four")
-    visitor.page.wait_for_timeout(300)
-    sound = visitor.sound(after=sent)
-    assert sound is not None
-    assert sound.seconds == pytest.approx(1.0, abs=0.15)
-    assert sound.longest_gap == 0.0
+    hear_whole(visitor, "one two three four")
 
 
 def test_header_names_the_remote_model(visitor: Visitor) -> None:
