@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -67,8 +68,8 @@ def launch(settings: Settings) -> None:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise BadRequest(  # Gradio tried them all and says of none why
-            f"The app cannot listen at {settings.host}, port {settings.port or '7860 to 7959'}. Another copy may be "
+        raise BadRequest(  # Gradio says not why
+            f"The app cannot listen at {settings.host}, port {settings.port}. Another copy may be "
             "running there; end it, or choose another port with --port (OMNI_PORT)."
         ) from error
     print(f"Omni is at {url} (engine {engine.status().name}: {because})", flush=True)
@@ -133,7 +134,7 @@ def serve(settings: Settings, runner: Runner) -> tuple[gr.Blocks, str]:
     _warn_of_exposure(settings)
     certificate = _certificate(settings)
     _, url, _ = demo.queue(max_size=settings.max_waiting).launch(
-        server_name=settings.host, server_port=settings.port or None, share=settings.share, **certificate,
+        server_name=settings.host, server_port=settings.port or _free_port(), share=settings.share, **certificate,
         auth=_credentials(settings), max_threads=MOST_EVENTS_AT_ONCE, max_file_size=settings.max_upload_mb * 10**6,
         allowed_paths=[str(settings.data_dir / VISITORS)], run_history=False, ssr_mode=False, quiet=True,
         footer_links=["api", "settings"], theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
@@ -183,6 +184,12 @@ def _lifespan(settings: Settings, runner: Runner, replies: Replies) -> Any:
         await runner.close()
 
     return lifespan
+
+
+def _free_port() -> int:
+    """Gradio looks for one too, but of two apps that look at once one fails, and MCP lets it try no second port."""
+    with socket.create_server(("", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _certificate(settings: Settings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gradio import http_server
 from gradio_client import Client
 from pydantic import SecretStr
 
@@ -36,6 +37,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = Settings(data_dir=tmp_path_factory.mktemp("guarded"), port=0, auth=SecretStr("ann:secret"))
     demo, url = serve(settings, Runner(ScriptedEngine(), "Chosen by the test.", 4))
     yield url
+    demo.close()
+
+
+def test_a_free_port_is_asked_for_and_not_searched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where two apps search at once, one of them finds none within minutes."""
+    monkeypatch.setattr(http_server, "TRY_NUM_PORTS", 0)
+    demo, url = serve(Settings(data_dir=tmp_path, port=0), Runner(ScriptedEngine(), "Chosen by the test.", 4))
+    assert httpx.get(url).status_code == 200
     demo.close()
 
 
