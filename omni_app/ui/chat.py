@@ -128,7 +128,8 @@ class Chat:
                 raise BadRequest("The message would be empty. Write something, or delete the conversation.")
         except BadRequest as error:
             _warn(error)
-            yield {"chat": self._rendered(conversation)}
+            async for update in self._told(request, conversation, {"chat": self._rendered(conversation)}):
+                yield update
             return
 
         def replace(turns: list[Turn]) -> None:
@@ -137,20 +138,25 @@ class Chat:
         async for update in self._answer(request, conversation, replace, wishes):
             yield update
 
-    async def undo(self, request: gr.Request, box: dict[str, Any], key: str) -> Update:
+    async def undo(self, request: gr.Request, box: dict[str, Any], key: str) -> Updates:
         """Take the last message back into the box, with its files, before what is there already."""
         conversation = self._tabs.opened(request, key)
         async with self._dialogues.alone(conversation):
-            self._dialogues.change(conversation, without_last_answer)
-            if not conversation.turns:
-                return {"chat": []}
-            turn = conversation.turns[-1]
-            try:
-                files = await anyio.to_thread.run_sync(_lent, turn.files())
-            except OSError as error:
-                _warn(unkept("The message", error))
-                return {"chat": self._rendered(conversation)}
-            _tell(self._dialogues.change(conversation, without_last_question))
+            shown = await self._taken_back(request, conversation, box)
+        async for update in self._told(request, conversation, shown):
+            yield update
+
+    async def _taken_back(self, request: gr.Request, conversation: Conversation, box: dict[str, Any]) -> Update:
+        self._dialogues.change(conversation, without_last_answer)
+        if not conversation.turns:
+            return {"chat": []}
+        turn = conversation.turns[-1]
+        try:
+            files = await anyio.to_thread.run_sync(_lent, turn.files())
+        except OSError as error:
+            _warn(unkept("The message", error))
+            return {"chat": self._rendered(conversation)}
+        _tell(self._dialogues.change(conversation, without_last_question))
         text = "\n".join(filter(None, (turn.text, box.get("text"))))
         filled = {"text": text, "files": files + (box.get("files") or [])}
         shown = {"chat": self._rendered(conversation), "box": filled, "voice": SILENCE}
