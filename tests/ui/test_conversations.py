@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from benchmarks.browser import Visitor
 from tests.ui.conftest import App
-from tests.ui.steps import begin_anew, bot, finished, held, press, silent, user
+from tests.ui.steps import begin_anew, bot, converse, finished, held, press, silent, user
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
@@ -133,12 +133,7 @@ def test_an_emptied_conversation_has_no_title_and_is_not_listed(visit: Visit, em
 
 def test_conversations_are_listed_searched_renamed_switched_and_deleted(visit: Visit) -> None:
     visitor = visit()
-    visitor.ask("about apples")
-    finished(visitor)
-    begin_anew(visitor)
-    visitor.ask("about pears")
-    finished(visitor)
-    history = visitor.page.locator("#history label")
+    history = converse(visitor, "about apples", "about pears")
     expect(history).to_have_text(["about pears", "about apples"])
     visitor.page.get_by_placeholder("Search").fill("apple")
     expect(history).to_have_text(["about apples"])
@@ -171,12 +166,7 @@ def test_a_search_leaves_the_open_conversation_marked(visit: Visit) -> None:
 
 def test_a_title_is_taken_when_its_field_is_left_for_another_conversation(visit: Visit) -> None:
     visitor = visit()
-    visitor.ask("about apples")
-    finished(visitor)
-    begin_anew(visitor)
-    visitor.ask("about pears")
-    finished(visitor)
-    history = visitor.page.locator("#history label")
+    history = converse(visitor, "about apples", "about pears")
     visitor.page.locator("#title").get_by_role("textbox").fill("Fruit")
     history.filter(has_text="about apples").click()
     expect(history).to_have_text(["Fruit", "about apples"])

@@ -17,7 +17,7 @@ from benchmarks.browser import Visitor
 from omni_app.conversation import Part
 from omni_app.ui import chat
 from tests.ui.conftest import App
-from tests.ui.steps import begin_anew, bot, finished, held, press, silent, status, until, user
+from tests.ui.steps import begin_anew, bot, converse, finished, held, press, silent, status, until, user
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Visitor]
@@ -87,13 +87,8 @@ def test_who_has_pressed_new_conversation_can_go_back_at_once(visit: Visit) -> N
 
 def test_a_question_right_after_choosing_a_conversation_goes_there_and_is_heard(visit: Visit) -> None:
     visitor = visit()
-    visitor.ask("first")
-    finished(visitor)
-    begin_anew(visitor)
-    visitor.ask("second")
-    finished(visitor)
+    entries = converse(visitor, "first", "second")
     silent(visitor)
-    entries = visitor.page.locator("#history label")
     on_its_way = held(visitor, lambda: entries.filter(has_text="first").click())
     visitor.ask("slow and more")
     expect(status(visitor)).to_have_text("speaking")
@@ -135,13 +130,8 @@ def filing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Filing]:
 
 def test_a_list_that_was_made_before_a_title_was_kept_does_not_take_its_place(visit: Visit, filing: Filing) -> None:
     visitor = visit()
-    visitor.ask("about apples")
-    finished(visitor)
-    begin_anew(visitor)
-    visitor.ask("about pears")
-    finished(visitor)
+    history = converse(visitor, "about apples", "about pears")
     filing.may_go_on.clear()
-    history = visitor.page.locator("#history label")
     visitor.page.locator("#title").get_by_role("textbox").fill("Fruit")
     renamed = held(visitor, history.filter(has_text="about apples").click)
     assert "Fruit" in (renamed.request.post_data or "")
@@ -177,11 +167,8 @@ def test_what_was_on_its_way_when_the_conversation_was_left_stays_behind(
 
 def test_of_two_conversations_opened_in_a_row_the_second_is_shown(visit: Visit, filing: Filing) -> None:
     visitor = visit()
-    entries = visitor.page.locator("#history label")
-    for text in ("first", "second"):
-        visitor.ask(text)
-        finished(visitor)
-        begin_anew(visitor)
+    entries = converse(visitor, "first", "second")
+    begin_anew(visitor)
     filing.may_go_on.clear()
     entries.filter(has_text="first").click()
     until(visitor, filing.waits.is_set)
@@ -211,3 +198,23 @@ def test_a_question_that_was_left_before_the_page_was_told_of_it_is_not_heard(vi
     finished(visitor)
     expect(user(visitor)).to_have_text(["another"])
     expect(visitor.page.locator("#history label")).to_have_text(["another", "slow answer goes on"])
+
+
+def test_a_conversation_that_is_left_while_its_last_message_is_taken_back_stays_behind(
+    visit: Visit, filing: Filing
+) -> None:
+    visitor = visit()
+    for count in (1, 2):
+        visitor.ask("again")
+        finished(visitor, count)
+    filing.may_go_on.clear()
+    press(visitor, "Undo")
+    until(visitor, filing.waits.is_set)
+    begin_anew(visitor)
+    visitor.page.wait_for_timeout(500)
+    filing.may_go_on.set()
+    expect(visitor.box).to_have_value("again")
+    visitor.page.wait_for_timeout(500)
+    expect(user(visitor)).to_have_count(0)
+    # Gradio itself may report a stream that it closes while something is held back.
+    visitor.forgive_cut_streams()
